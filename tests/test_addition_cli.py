@@ -1,0 +1,164 @@
+"""attention_addition.py as its users meet it: a subprocess a case."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+TINY = ["--num-digits", "2", "--steps", "30", "--eval-every", "10", "--d-model", "16", "--d-ff", "16", "--n-head", "2",
+        "--n-layer", "1", "--n-train", "200", "--n-val", "50", "--n-test", "50", "--threads", "1"]
+
+
+def adder(*arguments, stdin=None):
+    return subprocess.run([sys.executable, "attention_addition.py", *arguments], cwd=TOP, capture_output=True, input=stdin,
+                          env={**os.environ, "PYTHONUTF8": "1"}, timeout=300)
+
+
+def side_by_side(commands):
+    """Run several command lines at a time: most of each is the import of torch."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda command: adder(*command), commands))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+class CommandLine(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
+        cls.places = ["--data-dir", str(cls.folder / "data"), "--out-dir", str(cls.folder / "out")]
+        cls.run_ = adder("--mode", "train", *TINY, *cls.places)
+        cls.before = contents(folder.name)
+
+    def assert_error(self, result, sentence):
+        message = result.stderr.decode()
+        self.assertEqual(result.returncode, 2, message)
+        self.assertRegex(message, sentence)
+        self.assertTrue(message.startswith("error: ") and message.count("\n") == 1, message)
+        self.assertEqual(contents(self.folder), self.before)
+
+    def test_train_makes_what_it_needs(self):
+        self.assertEqual(self.run_.returncode, 0, self.run_.stderr)
+        names = {str(path.relative_to(self.folder)) for path in self.before}
+        self.assertEqual(names, {f"data/addition/{name}" for name in ("train.jsonl", "val.jsonl", "test.jsonl", "settings.json")}
+                         | {f"out/addition/{name}" for name in ("best_model.pth", "training_log.json", "training_curves.png")})
+        self.assertIn("step   20/30 | train ", self.run_.stderr.decode())
+        self.assertIn("8,100 problems", self.run_.stdout.decode())
+
+    def test_training_log(self):
+        log = json.loads((self.folder / "out/addition/training_log.json").read_text())
+        self.assertEqual([row["step"] for row in log["history"]], [10, 20, 30])
+        self.assertTrue({"train_loss", "val_loss", "val_accuracy", "val_digit_accuracy", "lr", "seconds"} <= set(log["history"][0]))
+        self.assertEqual(len(log["history"][0]["val_digit_accuracy"]), 3)
+        self.assertEqual((log["test"]["n"], log["exhaustive"]["n"]), (50, 8100))
+        best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        self.assertEqual(log["best"], {"step": best["step"], "val_accuracy": best["val_accuracy"]})
+        for table in ("carries", "longest_chain"):
+            rows = log["exhaustive"][table].values()
+            self.assertEqual([sum(row[key] for row in rows) for key in ("n", "errors")], [8100, log["exhaustive"]["errors"]])
+
+    def test_same_command_same_bytes(self):
+        other = self.folder / "again"
+        self.addCleanup(lambda: [path.unlink() for path in other.rglob("*.*")])
+        places = ["--data-dir", str(other / "data"), "--out-dir", str(other / "out")]
+        self.assertEqual(adder("--mode", "all", *TINY, *places).returncode, 0)
+        for name in ("train", "val", "test"):
+            path = f"data/addition/{name}.jsonl"
+            self.assertEqual((other / path).read_bytes(), self.before[self.folder / path])
+        logs = [json.loads((place / "out/addition/training_log.json").read_text()) for place in (self.folder, other)]
+        for log in logs:
+            del log["seconds"], log["exhaustive"]["seconds"]
+            for row in log["history"]:
+                del row["seconds"]
+        self.assertEqual(*logs)
+
+    def test_infer(self):
+        arguments, stream = (adder("--mode", "infer", *self.places, *problems, stdin=stdin) for problems, stdin in
+                             ((["34+15", "99+99"], None), (["-"], b"34+15\n\n 099 + 99 \r\n")))
+        self.assertRegex(arguments.stdout.decode(), r"\A34\+15=\d{1,3}\n99\+99=\d{1,3}\n\Z")
+        self.assertEqual((arguments.stderr, arguments.returncode), (b"", 0))
+        self.assertEqual(stream.stdout, arguments.stdout)
+
+    def test_infer_many_and_none(self):
+        result = adder("--mode", "infer", *self.places, "-", stdin=b"".join(b"%d+55\n" % (10 + i % 90) for i in range(3000)))
+        self.assertEqual(len(result.stdout.splitlines()), 3000)
+        self.assertEqual(adder("--mode", "infer", *self.places, "-", stdin=b"").stdout, b"")
+
+    def test_infer_answers_what_comes_before_a_bad_line(self):
+        result = adder("--mode", "infer", *self.places, "-", stdin=b"34+15\nx\n20+20\n")
+        self.assertRegex(result.stdout.decode(), r"\A34\+15=\d+\n\Z")
+        self.assert_error(result, "expected a problem such as 347.159, found 'x'")
+
+    def test_bad_problems(self):
+        cases = {"12+3": "numbers from 10 to 99 only", "123+45": "numbers from 10 to 99", "12-13": "expected a problem",
+                 "1a+22": "expected a problem", "": "expected a problem", "12+13+14": "expected a problem",
+                 "\u0661\u0662+13": "expected a problem", "9" * 100_000 + "+12": "numbers from 10"}
+        results = side_by_side([["--mode", "infer", *self.places, "--", problem] for problem in cases])
+        for result, sentence in zip(results, cases.values()):
+            self.assert_error(result, sentence)
+        for stdin in (b"\x00\xff\n", b"9" * 10_000_000 + b"+1\n", b"0" * 1_000_000 + b"x"):
+            self.assert_error(adder("--mode", "infer", *self.places, "-", stdin=stdin), "error: ")
+
+    def test_bad_flags(self):
+        cases = {
+            ("--d-model", "10", "--n-head", "4"): "--d-model 12",
+            ("--mode", "dance"): "invalid choice",
+            ("--steps", "0"): "whole number of 1 or more",
+            ("--steps", "1.5"): "whole number",
+            ("--lr", "nan"): "a number of 0 or more",
+            ("--lr", "inf"): "a number of 0 or more",
+            ("--num-digits", "16"): "from 1 to 15",
+            ("--num-digits", "2", "--n-train", "4000"): "there are only 4,095 of 2 digits",
+            ("--step", "10"): "unrecognized",
+            ("347+159",): "--mode infer",
+            ("--mode", "infer"): "--mode infer 347",
+            ("--mode", "infer", "347+159", "--out-dir", str(self.folder / "nowhere")): "no model at .*--mode train",
+            ("--mode", "infer", "34+15", "--d-model", "32", *self.places): "d_model 16 .wanted 32",
+            ("--mode", "train", *TINY, *self.places, "--seed", "1"): "made with seed 641 .wanted 1.*gendata",
+            ("--mode", "train", *TINY, *self.places, "--device", "mps"): "--device cpu",
+            ("--mode", "train", *TINY, "--data-dir", str(self.folder / "data"), "--out-dir", __file__): "out-dir",
+            ("--mode", "gendata", "--data-dir", __file__): "data-dir",
+        }
+        for result, sentence in zip(side_by_side(cases), cases.values()):
+            with self.subTest(sentence):
+                self.assert_error(result, sentence)
+
+    def test_a_bad_checkpoint_is_refused(self):
+        path, trap = self.folder / "out/addition/best_model.pth", self.folder / "trap"
+        whole = path.read_bytes()
+        self.addCleanup(path.write_bytes, whole)
+        code = b"cos\nsystem\n(S'touch %s'\ntR." % str(trap).encode()
+        for bad in (b"", whole[:1000], whole[:-100], b"hello", code):
+            path.write_bytes(bad)
+            result = adder("--mode", "infer", *self.places, "34+15")
+            path.write_bytes(whole)
+            self.assert_error(result, "not a model of this script.*--mode train")
+        self.assertFalse(trap.exists())
+
+    def test_help(self):
+        text = adder("--help").stdout.decode()
+        for flag in ("--mode", "--num-digits", "--d-model", "--model-seed", "--device", "(default: 641)"):
+            self.assertIn(flag, text)
+
+
+class RealTraining(unittest.TestCase):
+    def test_two_digits_are_learned(self):
+        """The default model, 2-digit numbers, 2,925 of the 8,100 problems, a third of the default steps."""
+        with tempfile.TemporaryDirectory() as folder:
+            result = adder("--num-digits", "2", "--steps", "400", "--data-dir", folder, "--out-dir", folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            log = json.loads((Path(folder) / "addition/training_log.json").read_text())
+        self.assertGreaterEqual(log["test"]["accuracy"], 0.95)
+        self.assertLessEqual(log["exhaustive"]["errors"], 400)
+
+
+if __name__ == "__main__":
+    unittest.main()
