@@ -208,8 +208,9 @@ def log(line):
     print(line, file=sys.stderr, flush=True)
 
 
-def progress(items, label, total):
+def progress(items, label, total=None):
     """Yield each of the items, showing how far we are: live on a terminal, else a line every 10 s."""
+    total = total or len(items)
     live, start, shown = sys.stderr.isatty(), time.time(), time.time()
     for done, item in enumerate(items):
         if time.time() - shown > (0.2 if live else 10):
