@@ -16,6 +16,7 @@ It runs on torch >= 2.0.
 """
 import argparse
 import contextlib
+import copy
 import itertools
 import json
 import math
@@ -59,7 +60,8 @@ def to_numbers(digits):
 def tokenize(a, b, num_digits):
     """Turn the sums a + b, two (N,) tensors, into source (N, 2n+1) and target (N, n+1)."""
     plus = torch.full((len(a), 1), PLUS)
-    return torch.cat([to_digits(a, num_digits), plus, to_digits(b, num_digits)], dim=1), to_digits(a + b, num_digits + 1)
+    source = torch.cat([to_digits(a, num_digits), plus, to_digits(b, num_digits)], dim=1)
+    return source, to_digits(a + b, num_digits + 1)
 
 
 def carries(a, b, num_digits):
@@ -88,10 +90,11 @@ def longest_run(flags):
 #
 #     {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}
 #
-# What is hard about adding is rare in random problems. A column that sums to nine passes on the carry that arrives,
-# if one does: 347+652 is 0999, but 348+652 is 1000, and the first digit hangs on the last. A model trained on 10,000
-# random problems gets all of these right and still errs where a nine meets an unfamiliar ten: 165+135=200. So half of
-# the training problems, --cascades, have some columns changed to sum to nine or ten. The others, which measure, have not.
+# What is hard about adding is rare in random problems. A column that sums to nine passes on the carry that
+# arrives, if one does: 347+652 is 0999, but 348+652 is 1000, and the first digit hangs on the last. A model
+# trained on 10,000 random problems gets all of these right and still errs where a nine meets an unfamiliar
+# ten: 165+135=200. So half of the training problems, --cascades, have some columns changed to sum to nine or
+# ten. The others, which measure, have not.
 
 SPLITS = ("train", "val", "test")
 DEFAULT_SIZES = (10_000, 2_000, 2_000)
@@ -121,8 +124,13 @@ def split_sizes(args):
 
 def make_cascade(a, b, num_digits, rng):
     """Return b with about half of its digits replaced so that their columns sum to nine or to ten."""
-    columns = zip(f"{a:0{num_digits}}", f"{b:0{num_digits}}")
-    return int("".join(str(min(9, 9 - int(x) + int(2 * rng.random()))) if rng.random() < 0.5 else y for x, y in columns))
+    digits = ""
+    for x, y in zip(f"{a:0{num_digits}}", f"{b:0{num_digits}}"):
+        if rng.random() < 0.5:
+            total = 9 + int(2 * rng.random())
+            y = str(min(9, total - int(x)))  # with 0 there is no ten: 0 + 9 is as far as it goes
+        digits += y
+    return int(digits)
 
 
 def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
@@ -153,7 +161,7 @@ def data_settings(args):
 
 def generate_data(args):
     """--mode gendata: write train.jsonl, val.jsonl, test.jsonl and, last, settings.json."""
-    folder, settings = Path(args.data_dir) / "addition", data_settings(args)
+    folder, settings = common.folder(args.data_dir, "addition"), data_settings(args)
     problems = draw_problems(args.num_digits, args.leading_zeros, settings["sizes"], args.cascades, args.seed)
     common.write_json(folder / "settings.json", "unfinished")  # so that a run killed here is noticed later
     for split, pairs in problems.items():
@@ -175,7 +183,7 @@ def check_record(record, num_digits):
             return a, b
     except (KeyError, TypeError, ValueError):
         pass
-    raise ValueError(f"expected the tokens of a right sum of {num_digits}-digit numbers, found {json.dumps(record)[:80]}")
+    raise ValueError(f"expected the tokens of a right sum of {num_digits}-digit numbers, found {str(record)[:80]}")
 
 
 def load_data(args):
@@ -188,8 +196,8 @@ def load_data(args):
         generate_data(args)
     found = common.read_json(folder / "settings.json")
     if found != wanted:
-        raise UserError(f"{folder} was made with {common.difference(found, wanted)}; type --mode gendata with the flags "
-                        f"you want to make it anew, pass the flags it was made with, or choose another --data-dir")
+        raise UserError(f"{folder} was made with {common.difference(found, wanted)}; type --mode gendata with the "
+                        f"flags you want, pass the flags it was made with, or choose another --data-dir")
     problems = {}
     for split in SPLITS:
         records = common.read_jsonl(folder / f"{split}.jsonl", lambda record: check_record(record, args.num_digits))
@@ -203,17 +211,18 @@ def load_data(args):
 # ------------------------------------------------------------------------------------------------
 # 3. Attention, in four rungs
 #
-# Rung 1, one query: a soft look-up. A dictionary compares a query with its keys and returns the value of the one
-# that matches. Attention compares with all keys, by dot product, turns the scores into weights that sum to 1, and
-# returns the weighted mean of all values. Nothing is hard, so everything can be learned by gradient descent.
+# Rung 1, one query: a soft look-up. A dictionary compares a query with its keys and returns the value of the
+# one that matches. Attention compares with all keys, by dot product, turns the scores into weights that sum
+# to 1, and returns the weighted mean of all values. Nothing is hard, so everything can be learned by gradient
+# descent.
 #
 # Rung 2, all queries at once: T queries against S keys are one matrix product, and so are the T means.
 #
-# Rung 3, a mask: a score of -infinity is a weight of 0. That is how a decoder is kept from looking at the digits
-# it has yet to write.
+# Rung 3, a mask: a score of -infinity is a weight of 0. That is how a decoder is kept from looking at the
+# digits it has yet to write.
 #
-# Rung 4, several heads: one softmax can look at one thing well, or at two things half. So the channels are cut
-# into n_head groups, each group looks where it wants, and the results are laid side by side again.
+# Rung 4, several heads: one softmax can look at one thing well, or at two things half. So the channels are
+# cut into n_head groups, each group looks where it wants, and the results are laid side by side again.
 
 
 def softmax(scores):
@@ -244,8 +253,8 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     >>> weights, output.round()
     (tensor([[0.7500, 0.2500]]), tensor([[7.]]))
     """
-    # Dot products of vectors of d independent entries of variance 1 have variance d. Divided by sqrt(d) they keep
-    # variance 1 whatever d is, and the softmax starts out neither flat nor stuck on one key.
+    # Dot products of vectors of d independent entries of variance 1 have variance d. Divided by sqrt(d) they
+    # keep variance 1 whatever d is, and the softmax starts out neither flat nor stuck on one key.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
@@ -288,9 +297,9 @@ class MultiHeadAttention(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # 4. The model
 #
-# Every block adds something to the running representation x and takes nothing away. It reads a normalised copy
-# ("pre-norm", which trains without care; the paper normalises after adding). Attention moves information between
-# tokens, the two-layer network then works on each token alone.
+# Every block adds something to the running representation x and takes nothing away. It reads a normalised
+# copy ("pre-norm", which trains without care; the paper normalises after adding). Attention moves information
+# between tokens, the two-layer network then works on each token alone.
 
 
 def feed_forward(d_model, d_ff):
@@ -369,8 +378,8 @@ class Adder(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # 5. Decoding and scoring
 #
-# Teacher forcing flatters: it repairs every mistake before the next digit is asked for. What counts here is the
-# answer that the model writes on its own, and it counts only if all of it is right.
+# Teacher forcing flatters: it repairs every mistake before the next digit is asked for. What counts here is
+# the answer that the model writes on its own, and it counts only if all of it is right.
 
 
 @torch.inference_mode()
@@ -479,7 +488,8 @@ def fit(config, data, device):
     coin = torch.Generator().manual_seed(config.model_seed)
     history, best, losses, start = [], None, [], time.time()
     for step, batch in zip(range(config.steps), batches(len(source), config.batch_size, config.model_seed)):
-        # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems can teach.
+        # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems can
+        # teach.
         swap = (torch.rand(len(batch), 1, generator=coin) < 0.5).to(device)
         x = torch.where(swap, mirror[batch], source[batch])  # (B, 2n+1)
         logits = model(x, target[batch])                     # (B, n+1, 10)
@@ -517,7 +527,7 @@ def n_parameters(model):
 
 def train(args):
     """--mode train: fit the model, save it, examine it, draw its learning curves."""
-    out, data, start = Path(args.out_dir) / "addition", load_data(args), time.time()
+    out, data, start = common.folder(args.out_dir, "addition"), load_data(args), time.time()
     model, history, best = fit(args, data, args.device)
     config = config_of(args)
     common.save_checkpoint(out / "best_model.pth", model, config)
@@ -553,7 +563,8 @@ def final_exam(model, test, args):
 
 def place_names(width):
     """Names of the answer's digits, most significant first."""
-    return [{0: "units", 1: "tens", 2: "hundreds", 3: "thousands"}.get(k, f"$10^{{{k}}}$") for k in reversed(range(width))]
+    names = ["units", "tens", "hundreds", "thousands"] + [f"$10^{{{k}}}$" for k in range(4, width)]
+    return names[:width][::-1]
 
 
 def plot_training(training_log, path):
@@ -573,7 +584,8 @@ def plot_training(training_log, path):
     for k, (name, values, line) in enumerate(zip(names, digits, 10 * ["-", "--", "-.", ":"])):
         right.plot(steps, [100 * value for value in values], linestyle=line, label=name,
                    color=plt.cm.viridis(0.9 * k / len(names)))
-    learnt = sorted(range(len(names)), key=lambda k: next((i for i, value in enumerate(digits[k]) if value > 0.9), len(steps)))
+    passed = [next((i for i, value in enumerate(line) if value > 0.9), len(steps)) for line in digits]
+    learnt = sorted(range(len(names)), key=passed.__getitem__)
     right.set(title="Digits pass 90% in this order:\n" + ", ".join(names[k] for k in learnt), ylim=(-3, 103),
               xlabel="training step", ylabel="validation digits right (%)")
     left.legend()
@@ -584,10 +596,10 @@ def plot_training(training_log, path):
 # ------------------------------------------------------------------------------------------------
 # 7. Looking inside
 #
-# The model was not built to be looked into, and need not be: PyTorch calls a forward hook with the output of a module
-# and puts what the hook returns in its place. So a hook on `weights` reads what a head looks at, and a hook on `heads`
-# reads what it says or makes it say something else. Heads are called enc.L0.H1 (encoder, layer 0, head 1), dec.L0.H1
-# (the decoder's self-attention) and cross.L0.H1.
+# The model was not built to be looked into, and need not be: PyTorch calls a forward hook with the output of
+# a module and puts what the hook returns in its place. So a hook on `weights` reads what a head looks at, and
+# a hook on `heads` reads what it says or makes it say something else. Heads are called enc.L0.H1 (encoder,
+# layer 0, head 1), dec.L0.H1 (the decoder's self-attention) and cross.L0.H1.
 
 
 def attention_blocks(model):
@@ -605,9 +617,13 @@ def head_names(model, kinds=("enc", "dec", "cross")):
 @contextlib.contextmanager
 def recording(model, place):
     """Collect what passes `place` ("weights" or "heads") of every block: yields a dictionary that fills as you run."""
-    seen = {}
-    handles = [getattr(block, place).register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output}))
-               for name, block in attention_blocks(model).items()]
+    def hook(name):
+        def keep(module, inputs, output):
+            seen[name] = output
+        return keep
+
+    seen, blocks = {}, attention_blocks(model)
+    handles = [getattr(block, place).register_forward_hook(hook(name)) for name, block in blocks.items()]
     try:
         yield seen
     finally:
@@ -617,7 +633,7 @@ def recording(model, place):
 
 @contextlib.contextmanager
 def replacing(model, heads, values=None):
-    """Replace the output of some heads while you run: by zeros, or by values[block name] (B or 1, n_head, T, d_head)."""
+    """Replace what some heads say while you run: by zeros, or by values[block] (B or 1, n_head, T, d_head)."""
     def hook(name, mine):
         def replace(module, inputs, output):
             output = output.clone()
@@ -639,10 +655,11 @@ def replacing(model, heads, values=None):
 
 # 7a. What each head looks at
 #
-# A head of the encoder looks from a digit of the problem, a head of the decoder from the place where a digit of the
-# answer is about to be written. Either stands in a column, and so do the tokens looked at: units are column 0, `+` and
-# the start token stand in none. Hypothesis: the carry into a column comes from its right-hand neighbour, so a head that
-# takes part in carrying should look there, and more so when a carry arrives.
+# A head of the encoder looks from a digit of the problem, a head of the decoder from the place where a digit
+# of the answer is about to be written. Either stands in a column, and so do the tokens looked at: units are
+# column 0, `+` and the start token stand in none. Hypothesis: the carry into a column comes from its
+# right-hand neighbour, so a head that takes part in carrying should look there, and more so when a carry
+# arrives.
 
 
 def columns(kind, num_digits):
@@ -682,7 +699,8 @@ def plot_attention(weights, query_labels, key_labels, title, path):
     """Draw one heatmap a head: weights {block: (n_head, T, S)}, one row of panels a block."""
     plt = common.pyplot()
     n_head = next(iter(weights.values())).shape[0]
-    figure, axes = plt.subplots(len(weights), n_head, figsize=(2.5 * n_head + 0.6, 2.5 * len(weights) + 0.8), squeeze=False)
+    size = (2.5 * n_head + 0.6, 2.5 * len(weights) + 0.8)
+    figure, axes = plt.subplots(len(weights), n_head, figsize=size, squeeze=False)
     for (name, block), row in zip(weights.items(), axes):
         kind = name.split(".")[0]
         for h, axis in enumerate(row):
@@ -713,28 +731,31 @@ def analyze_attention(model, test, num_digits, out):
     weights = attend(test)
     table = attention_mass(weights, test, num_digits)
     common.write_json(out / "head_analysis" / "attention.json", {"n": len(test), "heads": table})
-    short = [name[:2].capitalize() if name == "thousands" else name[0].upper() for name in place_names(num_digits + 1)]
-    places = {"enc": [*short[1:], "+", *short[1:]], "dec": ["start", *short[:-1]], "cross": [*short[1:], "+", *short[1:]]}
+    names = place_names(num_digits + 1)
+    short = [{"thousands": "Th", "hundreds": "H", "tens": "T", "units": "U"}.get(name, name) for name in names]
+    problem = [*short[1:], "+", *short[1:]]
+    seen_from = {"enc": problem, "dec": short, "cross": short}
+    looked_at = {"enc": problem, "dec": ["start", *short[:-1]], "cross": problem}
     for kind, title in (("enc", "Encoder: which tokens of the problem look at which"),
                         ("dec", "Decoder: which earlier digits of the answer each digit looks at"),
                         ("cross", "Cross-attention: which tokens of the problem each digit of the answer looks at")):
         mine = {name: block.mean(0) for name, block in weights.items() if name.startswith(kind)}
-        plot_attention(mine, {kind: places["enc"] if kind == "enc" else short}, places,
-                       f"{title}\n(mean of {len(test):,} test problems; {', '.join(short)} = {', '.join(place_names(num_digits + 1))})",
-                       out / "attention_patterns" / f"{kind}.png")
+        legend = f"mean of {len(test):,} test problems; {', '.join(short)} = {', '.join(names)}"
+        plot_attention(mine, seen_from, looked_at, f"{title}\n({legend})", out / "attention_patterns" / f"{kind}.png")
     for name, (a, b) in EXAMPLES.items() if num_digits == 3 else ():
-        problem, answer = [*f"{a}+{b}"], f"{a + b:04}"
+        problem, answer = [*f"{a}+{b}"], [*f"{a + b:04}"]
         plot_attention({block: w[0] for block, w in attend(torch.tensor([[a, b]])).items()},
-                       {"enc": problem, "dec": answer, "cross": answer}, {"enc": problem, "dec": ["start", *answer[:3]], "cross": problem},
+                       {"enc": problem, "dec": answer, "cross": answer},
+                       {"enc": problem, "dec": ["start", *answer[:3]], "cross": problem},
                        f"{a}+{b}={a + b:04}: {name}", out / "attention_patterns" / f"example_{a}+{b}.png")
     return table
 
 
 # 7b. What each head is worth
 #
-# Take a head away and see what is lost. Its output can be replaced by zeros, or by its mean over the data, which takes
-# away what it says about this problem and leaves what it always says. A head that can go is not yet a head that does
-# nothing: a second one may do the same, and then either can go but not both.
+# Take a head away and see what is lost. Its output can be replaced by zeros, or by its mean over the data,
+# which takes away what it says about this problem and leaves what it always says. A head that can go is not
+# yet a head that does nothing: a second one may do the same, and then either can go but not both.
 
 
 def exact(model, problems, num_digits):
@@ -764,7 +785,8 @@ def ablate(model, val, test, num_digits):
     def scores():
         answer, right, _ = solve(model, test, num_digits)
         target = tokenize(*test.T, num_digits)[1]
-        return {"accuracy": right.double().mean().item(), "digit_accuracy": (answer == target).double().mean(0).tolist(),
+        return {"accuracy": right.double().mean().item(),
+                "digit_accuracy": (answer == target).double().mean(dim=0).tolist(),
                 "carries": by_difficulty(test, right, num_digits)["carries"]}
 
     table, means = {"n": len(test), "baseline": scores(), "heads": {}}, mean_outputs(model, val, num_digits)
@@ -844,28 +866,31 @@ def prune(model, val, test, num_digits, n_random=20, seed=0):
     rng = random.Random(seed)
     orders = [rng.sample(names, len(names)) for _ in range(n_random)]
     curves = {"greedy": curve(removed, test), "ranked_once": curve(sorted(names, key=alone.get, reverse=True), test)}
-    curves["random"] = [curve(order, test) for order in common.progress(orders, "pruning in random order")]
+    curves["random"] = [curve(order, test[:500]) for order in common.progress(orders, "pruning in random order")]
     full = curves["greedy"][0]
     prunable = max(k for k, score in enumerate(curves["greedy"]) if score >= full - 0.01)
     singly = [head for head in names if alone[head] >= full - 0.01]
     with replacing(model, set(singly)):
         together = accuracy(model, test, num_digits)
-    return {"n": len(test), "order": removed, "curves": curves, "prunable": prunable, "prunable_share": prunable / len(names),
-            "removable_alone": singly, "removable_alone_share": len(singly) / len(names), "accuracy_without_all_of_those": together}
+    return {"n": len(test), "order": removed, "curves": curves,
+            "prunable": prunable, "prunable_share": prunable / len(names),
+            "removable_alone": singly, "removable_alone_share": len(singly) / len(names),
+            "accuracy_without_all_of_those": together}
 
 
 # 7c. Who carries the carry
 #
-# To look somewhere is not to use what is there. The causal test: take two problems that differ in one column only, so
-# that it carries in one and not in the other, and with it flips the carry that arrives in a higher column, directly or
-# through columns that sum to nine. Run one problem, but let a head say what it says in the other. Does the digit of the
-# higher column turn into the other problem's? If always (1.0), the carry travels through that head; if never (0.0), the
-# head plays no part in it. The encoder may pass the carry on from token to token, the cross-attention must fetch it: so
-# each stage has a smallest set of heads that moves the carry, and the rest of the stage should move nothing.
+# To look somewhere is not to use what is there. The causal test: take two problems that differ in one column
+# only, so that it carries in one and not in the other, and with it flips the carry that arrives in a higher
+# column, directly or through columns that sum to nine. Run one problem, but let a head say what it says in
+# the other. Does the digit of the higher column turn into the other problem's? If always (1.0), the carry
+# travels through that head; if never (0.0), the head plays no part in it. The encoder may pass the carry on
+# from token to token, the cross-attention must fetch it: so each stage has a smallest set of heads that moves
+# the carry, and the rest of the stage should move nothing.
 
 
 def carry_pairs(column, source, n, num_digits, low=100, seed=0):
-    """Draw problems that differ only in column `source`, without and with a carry that reaches `column`: (n, 2) each."""
+    """Draw pairs that differ in column `source` only, without and with a carry that reaches `column`: (n, 2) each."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.zeros(2, n, 2, dtype=torch.long)  # without or with the carry, problem, a or b
     for k in range(num_digits):
@@ -887,61 +912,64 @@ def carry_pairs(column, source, n, num_digits, low=100, seed=0):
 
 @torch.inference_mode()
 def patcher(model, pair, column, num_digits):
-    """Return a function from a set of heads to the share of pairs whose digit flips when they speak for the other problem.
+    """Return a function: set of heads -> share of pairs whose digit flips when these heads speak for the other problem.
 
-    Both directions count, carry put in and carry taken away. Answers are teacher-forced, and the two right answers
-    agree on all digits before the one in question, so that its context is the same in both runs.
+    In every other pair the carry is put in, in the rest it is taken away. Answers are teacher-forced: the two right
+    answers agree on all digits before the one in question, so what the decoder has written is the same in both runs.
     """
-    runs = []
-    for problems in pair:
-        source, target = tokens(model, problems, num_digits)
-        with recording(model, "heads") as heads:
-            digit = model(source, target)[:, num_digits - column].argmax(dim=-1)
-        runs.append((source, target, heads, digit))
-    right = [digit == target[:, num_digits - column] for _, target, _, digit in runs]
-    known = right[0] & right[1]  # a pair counts if the model answers both rightly when left alone
+    odd = torch.arange(len(pair[0]))[:, None] % 2 == 1
+    mine, other = torch.where(odd, pair[1], pair[0]), torch.where(odd, pair[0], pair[1])
+    place, (source, target) = num_digits - column, tokens(model, mine, num_digits)
+    digit = model(source, target)[:, place].argmax(dim=-1)
+    with recording(model, "heads") as values:
+        other_source, other_target = tokens(model, other, num_digits)
+        other_digit = model(other_source, other_target)[:, place].argmax(dim=-1)
+    known = (digit == target[:, place]) & (other_digit == other_target[:, place])  # left alone, both are right
 
     @torch.inference_mode()
     def effect(heads):
-        flipped = []
-        for (source, target, _, _), (_, _, values, digit) in (runs, runs[::-1]):
-            with replacing(model, heads, values):
-                flipped.append(model(source, target)[:, num_digits - column].argmax(dim=-1) == digit)
-        return torch.stack(flipped)[:, known].double().sum().item() / max(1, 2 * int(known.sum()))
+        with replacing(model, heads, values):
+            flipped = model(source, target)[:, place].argmax(dim=-1) == other_digit
+        return (flipped & known).sum().item() / max(1, known.sum().item())
     return effect
 
 
-def smallest_set(effect, heads):
+def smallest_set(effect, heads, alone):
     """A set of heads that moves the carry in 90% of the pairs while the rest moves it in at most 10%.
 
     Heads are dropped one by one, the weakest first, as long as both still hold: none of those left can be spared.
     """
     chosen = set(heads)
-    for head in sorted(heads, key=lambda head: effect({head})):
+    for head in sorted(heads, key=alone.get):
         smaller = chosen - {head}
         if effect(smaller) >= 0.9 and effect(set(heads) - smaller) <= 0.1:
             chosen = smaller
     return sorted(chosen)
 
 
-def trace_carry(model, num_digits, leading_zeros, n=1000, label="carry"):
-    """Patch every head, and every stage's smallest sufficient set, for each column and each origin of its carry."""
-    low, cases = operand_range(num_digits, leading_zeros)[0], {}
-    names = place_names(num_digits + 1)[::-1]
+def trace_route(model, route, num_digits, low, n):
+    """For a carry from column `source` to `column`: the effect of each head, and the heads that each stage needs."""
+    column, source = route
+    effect = patcher(model, carry_pairs(column, source, n, num_digits, low), column, num_digits)
+    case = {"heads": {head: effect({head}) for head in head_names(model)}, "stages": {}}
+    for kind in ("enc", "dec", "cross"):
+        mine = head_names(model, (kind,))
+        stage = {"all": effect(set(mine))}
+        if stage["all"] >= 0.9:
+            chosen = set(smallest_set(effect, mine, case["heads"]))
+            stage |= {"set": sorted(chosen), "effect": effect(chosen), "rest": effect(set(mine) - chosen)}
+        case["stages"][kind] = stage
+    return case
+
+
+def trace_carry(model, num_digits, leading_zeros, n=1000):
+    """trace_route for each column and each origin, up to three columns away, of the carry that it gets."""
+    low, names = operand_range(num_digits, leading_zeros)[0], place_names(num_digits + 1)[::-1]
     routes = [(column, source) for column in range(1, num_digits + 1) for source in range(max(0, column - 3), column)]
-    for column, source in common.progress(routes, label):
-        pair = carry_pairs(column, source, n, num_digits, low)
-        effect, few = patcher(model, pair, column, num_digits), patcher(model, [p[:400] for p in pair], column, num_digits)
-        case = {"heads": {head: effect({head}) for head in head_names(model)}, "stages": {}}
-        for kind in ("enc", "dec", "cross"):
-            mine = head_names(model, (kind,))
-            case["stages"][kind] = {"all": effect(set(mine))}
-            if case["stages"][kind]["all"] >= 0.9:
-                chosen = smallest_set(few, mine)
-                case["stages"][kind] |= {"set": chosen, "effect": effect(set(chosen)),
-                                         "rest": effect(set(mine) - set(chosen))}
-        cases[f"{names[source]} to {names[column]}"] = case
-    return {"n_pairs": n, "routes": cases}
+    cases = common.parallel_map(  # on copies of the model, since hooks of two threads would get in each other's way
+        lambda route: trace_route(copy.deepcopy(model), route, num_digits, low, n), routes, "carry")
+    return {"n_pairs": n, "routes": {f"{names[source]} to {names[column]}": case
+                                     for (column, source), case in zip(routes, cases)}}
 
 
 # 7d. Pictures and words
@@ -958,7 +986,7 @@ def plot_ablation(table, path):
         what = "zeros" if way == "zero" else "its mean"
         axis.bar([i + shift for i in range(len(heads))], values, width=0.4, label=f"replaced by {what}", color=colour,
                  hatch="" if way == "zero" else "//", edgecolor="white")
-    axis.set(title=f"Without one head: {critical} of {len(heads)} cost more than 10 points, {spare} cost one point or less",
+    axis.set(title=f"Of {len(heads)} heads, {critical} cost more than 10 points when silenced, {spare} one point or less",
              ylabel=f"loss in exact match (points)\non {table['n']:,} test problems", xlabel="the head that is replaced")
     axis.set_xticks(range(len(heads)), heads, rotation=90)
     axis.legend()
@@ -974,8 +1002,8 @@ def plot_importance(table, path):
                      marker=marker, s=60, label=kind)
         for i, name in enumerate(sorted(mine, key=table["ablation"].get, reverse=True)):
             if table["ablation"][name] > 0.03:
-                left.annotate(name, (table["gradient"][name], 100 * table["ablation"][name]), fontsize=9, ha="right" if i % 2 else "left",
-                              xytext=(-6 if i % 2 else 6, 4), textcoords="offset points")
+                left.annotate(name, (table["gradient"][name], 100 * table["ablation"][name]), fontsize=9,
+                              ha="right" if i % 2 else "left", xytext=(-6 if i % 2 else 6, 4), textcoords="offset points")
     left.set(title=f"Two measures of importance, rank correlation {table['rank_correlation']:.2f}",
              xlabel="gradient score (Michel et al. 2019), share of its block",
              ylabel="loss in exact match when zeroed (points)")
@@ -1000,12 +1028,13 @@ def plot_pruning(table, path):
     steps, mean, spread = range(random_.shape[1]), random_.mean(0), random_.std(0)
     figure, axis = plt.subplots(figsize=(9, 5))
     axis.plot(steps, [100 * x for x in curves["greedy"]], marker="o", label="re-ranked after each removal")
-    axis.plot(steps, [100 * x for x in curves["ranked_once"]], marker="s", linestyle="--", label="ranked once, one head at a time")
+    axis.plot(steps, [100 * x for x in curves["ranked_once"]], marker="s", linestyle="--", label="ranked once, at the start")
     axis.plot(steps, mean, color="tab:gray", linestyle=":", label=f"{len(random_)} random orders, mean and std")
     axis.fill_between(steps, (mean - spread).clamp(min=0), (mean + spread).clamp(max=100), color="tab:gray", alpha=0.2)
     axis.axvline(table["prunable"], color="black", linewidth=1)
+    together = 100 * table["accuracy_without_all_of_those"]
     axis.set(title=f"{table['prunable']} of {len(table['order'])} heads can go, one after another, for at most 1 point;\n"
-                   f"{len(table['removable_alone'])} can go alone, but without all of them {100 * table['accuracy_without_all_of_those']:.0f}% is right",
+                   f"{len(table['removable_alone'])} can each go alone, but without all of those {together:.1f}% is right",
              xlabel="heads removed", ylabel=f"exact match (%) on {table['n']:,} test problems", ylim=(-3, 103))
     axis.legend()
     common.save_figure(figure, path)
@@ -1019,12 +1048,13 @@ def plot_carry(table, path):
     image = axis.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for (i, j), value in (((i, j), grid[i, j].item()) for i in range(len(heads)) for j in range(len(routes))):
         if value >= 0.05:
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if value > 0.6 else "black")
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9,
+                      color="white" if value > 0.6 else "black")
     axis.set_xticks(range(len(routes)), [name.replace(" to ", "\nto ") for name in routes])
     axis.set_yticks(range(len(heads)), heads, fontsize=9)
     axis.grid(False)
     busy = sum(bool(row.max() >= 0.5) for row in grid)
-    axis.set(title=f"Whose word decides about the carry? {busy} of {len(heads)} heads flip the digit in half the pairs or more",
+    axis.set(title=f"Who carries? {busy} of {len(heads)} heads flip the digit alone, in half of the pairs or more",
              xlabel=f"where the carry arises, and the digit that it changes ({table['n_pairs']:,} pairs each)",
              ylabel="the one head that speaks for the other problem")
     figure.colorbar(image, ax=axis, label="share of pairs whose digit flips")
@@ -1046,7 +1076,7 @@ def plot_seeds(table, path):
         for i, route in enumerate(routes):
             sizes = [len(row["carry"]["routes"][route]["stages"][kind].get("set", [])) for row in seeds.values()]
             spread = [0.03 * (k - len(sizes) / 2) for k in range(len(sizes))]  # so that equal values show side by side
-            right.plot([i + shift + s for s in spread], sizes, marker, color={"enc": "tab:blue", "cross": "tab:green"}[kind],
+            right.plot([i + shift + s for s in spread], sizes, marker, color="tab:blue" if kind == "enc" else "tab:green",
                        label={"enc": "encoder", "cross": "cross-attention"}[kind] if i == 0 else None)
     right.set_xticks(range(len(routes)), [name.replace(" to ", "\nto ") for name in routes], fontsize=9)
     right.set(title="Heads that the carry needs (one mark a seed)", xlabel="where it arises, and the digit that it changes",
@@ -1057,7 +1087,7 @@ def plot_seeds(table, path):
 
 def mean_std(values):
     values = torch.tensor(values, dtype=torch.double)
-    return {"mean": values.mean().item(), "std": values.std().item() if len(values) > 1 else 0.0, "per_seed": values.tolist()}
+    return {"mean": values.mean().item(), "std": values.std().item(), "per_seed": values.tolist()}
 
 
 def analyze_heads(model, data, config):
@@ -1089,11 +1119,12 @@ def analyze_seeds(args, data, config, found):
         seeds[str(seed)] = {"config": wanted, "n": len(problems), "errors": int((~right).sum()), **result}
         common.write_json(path, seeds[str(seed)])
     rows = list(seeds.values())
-    routes = list(rows[0]["carry"]["routes"])
-    stages = {route: {kind: {"heads": mean_std([len(row["carry"]["routes"][route]["stages"][kind].get("set", [])) for row in rows]),
-                             "all": mean_std([row["carry"]["routes"][route]["stages"][kind]["all"] for row in rows])}
-                      for kind in ("enc", "dec", "cross")} for route in routes}
-    return {"seeds": seeds, "errors": [row["errors"] for row in rows], "routes": stages,
+    stages = {route: {kind: [row["carry"]["routes"][route]["stages"][kind] for row in rows]
+                      for kind in ("enc", "dec", "cross")} for route in rows[0]["carry"]["routes"]}
+    spread = {route: {kind: {"heads": mean_std([len(stage.get("set", [])) for stage in stages_]),
+                             "all": mean_std([stage["all"] for stage in stages_])}
+                      for kind, stages_ in kinds.items()} for route, kinds in stages.items()}
+    return {"seeds": seeds, "errors": [row["errors"] for row in rows], "routes": spread,
             **{key: mean_std([row["pruning"][key] for row in rows])
                for key in ("prunable_share", "removable_alone_share", "accuracy_without_all_of_those")},
             "rank_correlation": mean_std([row["importance"]["rank_correlation"] for row in rows])}
@@ -1101,7 +1132,7 @@ def analyze_seeds(args, data, config, found):
 
 def analyze(args, typed):
     """--mode analyze: sections 7a to 7c for the trained model; with --model-seeds, 7b and 7c for several more."""
-    out = Path(args.out_dir) / "addition"
+    out = common.folder(args.out_dir, "addition")
     if not (out / "best_model.pth").exists():
         log(f"analyze: no model in {out}, training one")
         train(args)
@@ -1132,27 +1163,28 @@ def summarize(ablation, importance, pruning, carry):
           + ", ".join(f"{name} {lost[name]:.1f}" for name in sorted(names, key=lost.get, reverse=True)[:4]))
     print(f"importance by ablation and by gradient: rank correlation {importance['rank_correlation']:.2f}")
     pair = max(importance["pair_excess"], key=importance["pair_excess"].get)
-    print(f"redundancy: {pair.replace(' ', ' and ')} together cost {100 * importance['pair_excess'][pair]:.1f} points more than "
-          f"the sum of each alone")
-    print(f"pruning: {pruning['prunable']} of {len(names)} heads ({100 * pruning['prunable_share']:.0f}%) can go one after another "
-          f"for at most 1 point; {len(pruning['removable_alone'])} ({100 * pruning['removable_alone_share']:.0f}%) can go alone, but "
-          f"without all of those only {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
+    print(f"redundancy: {pair.replace(' ', ' and ')} together cost {100 * importance['pair_excess'][pair]:.1f} points "
+          f"more than the sum of each alone")
+    print(f"pruning: {pruning['prunable']} of {len(names)} heads ({100 * pruning['prunable_share']:.0f}%) can go one after "
+          f"another for at most 1 point; {len(pruning['removable_alone'])} ({100 * pruning['removable_alone_share']:.0f}%) "
+          f"can go alone, but without all of those {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
     for route, case in carry["routes"].items():
-        stages = [f"{kind} {' '.join(stage['set'])} ({stage['effect']:.2f}, rest {stage['rest']:.2f})" if "set" in stage else
-                  f"{kind} all heads {stage['all']:.2f}" for kind, stage in case["stages"].items()]
+        stages = [f"{' '.join(stage['set'])} ({stage['effect']:.2f}, the rest {stage['rest']:.2f})" if "set" in stage else
+                  f"all of {kind} {stage['all']:.2f}" for kind, stage in case["stages"].items()]
         print(f"carry, {route}: " + "; ".join(stages))
 
 
 def summarize_seeds(table):
     """Print mean and standard deviation over the model seeds."""
     print(f"{len(table['errors'])} model seeds: errors on every problem {table['errors']}")
-    for key, name in (("prunable_share", "heads that can go one after another"), ("removable_alone_share", "heads that can go alone"),
+    for key, name in (("prunable_share", "heads that can go one after another"),
+                      ("removable_alone_share", "heads that can each go alone"),
                       ("accuracy_without_all_of_those", "exact match without all of those")):
         print(f"  {name}: {100 * table[key]['mean']:.0f}% +- {100 * table[key]['std']:.0f}")
     print(f"  rank correlation: {table['rank_correlation']['mean']:.2f} +- {table['rank_correlation']['std']:.2f}")
     for route, stages in table["routes"].items():
-        print(f"  carry, {route}: " + "; ".join(f"{kind} {stage['heads']['mean']:.1f} +- {stage['heads']['std']:.1f} heads"
-                                               for kind, stage in stages.items()))
+        counts = [f"{kind} {stage['heads']['mean']:.1f} +- {stage['heads']['std']:.1f}" for kind, stage in stages.items()]
+        print(f"  heads that the carry needs, {route}: " + ", ".join(counts))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1165,8 +1197,8 @@ def load_model(args, typed):
     config, weights = common.load_checkpoint(path, SCRIPT)
     conflict = {name: value for name, value in typed.items() if name in CONFIG_FLAGS and config.get(name) != value}
     if conflict:
-        raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or train "
-                        f"anew with --mode train")
+        raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or "
+                        f"train anew with --mode train")
     model = Adder(**{name: config[name] for name in MODEL_FLAGS})
     model.load_state_dict(weights)
     return model.to(args.device).eval(), config
@@ -1181,8 +1213,8 @@ def parse_problem(text, num_digits, leading_zeros):
     low, count = operand_range(num_digits, leading_zeros)
     if not all(len(number) <= num_digits and int(number) >= low for number in (a, b)):
         shorter = "" if leading_zeros else ", with --leading-zeros for shorter ones too"
-        raise UserError(f"{text.strip()[:40]}: this model has seen numbers from {low} to {low + count - 1} only; train one "
-                        f"on numbers of n digits with --mode all --num-digits n{shorter}")
+        raise UserError(f"{text.strip()[:40]}: this model has seen numbers from {low} to {low + count - 1} only; train "
+                        f"one on numbers of n digits with --mode all --num-digits n{shorter}")
     return int(a), int(b)
 
 
@@ -1228,26 +1260,28 @@ def config_of(args):
 
 def command_line():
     number, parser = common.number, common.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("problems", nargs="*", help="with --mode infer: problems such as 347+159, or - for standard input")
-    parser.add_argument("--mode", choices=["all", "gendata", "train", "analyze", "infer"], default="all", help="what to do")
+    parser.add_argument("problems", nargs="*", help="with --mode infer: 347+159 ..., or - to read standard input")
+    modes = ["all", "gendata", "train", "analyze", "infer"]
+    parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is the first three others")
     data = parser.add_argument_group("data")
     data.add_argument("--num-digits", type=number(int, 1, 15), default=3, help="digits of each number")
     data.add_argument("--leading-zeros", action="store_true", help="numbers from 0, not only those of full length")
-    data.add_argument("--n-train", type=number(int, 1, 10**7), help="problems to learn from (10,000 where there are enough)")
-    data.add_argument("--n-val", type=number(int, 1, 10**7), help="problems to choose the best weights by (2,000)")
-    data.add_argument("--n-test", type=number(int, 1, 10**7), help="problems for the final test (2,000)")
+    some = number(int, 1, 10**7)
+    data.add_argument("--n-train", type=some, metavar="N", help="problems to learn from (10,000, or what there is)")
+    data.add_argument("--n-val", type=some, metavar="N", help="problems to choose the best weights by (2,000)")
+    data.add_argument("--n-test", type=some, metavar="N", help="problems for the final test (2,000)")
     data.add_argument("--cascades", type=number(float, 0, 1), default=0.5,
                       help="share of training problems with columns changed to sum to nine or ten")
     data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="which problems are drawn")
     data.add_argument("--data-dir", default="data", help="where the problems are kept")
     data.add_argument("--out-dir", default="out", help="where the results go")
     model = parser.add_argument_group("model")
-    model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks in the encoder, and in the decoder")
-    model.add_argument("--n-head", type=number(int, 1, 1024), default=4, help="heads of each attention; divides --d-model")
+    model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks of the encoder and of the decoder")
+    model.add_argument("--n-head", type=number(int, 1, 1024), default=4, help="heads of an attention; divides --d-model")
     model.add_argument("--d-model", type=number(int, 1, 8192), default=64, help="channels that represent a token")
-    model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of the feed-forward networks")
+    model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of a feed-forward network")
     training = parser.add_argument_group("training")
-    training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="initial weights and batch order")
+    training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="initial weights, batch order")
     training.add_argument("--steps", type=number(int, 1, 10**9), default=1200, help="batches to learn from")
     training.add_argument("--batch-size", type=number(int, 1, 10**6), default=64, help="problems a batch")
     training.add_argument("--lr", type=number(float, 0), default=4e-3, help="highest learning rate")
@@ -1257,7 +1291,8 @@ def command_line():
     training.add_argument("--model-seeds", type=number(int, 1, 1000), default=1,
                           help="with --mode analyze: repeat for model seeds 1 to this")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto is cuda, else cpu")
+    devices = ["auto", "cpu", "cuda", "mps"]
+    machine.add_argument("--device", choices=devices, default="auto", help="auto is cuda, else cpu")
     machine.add_argument("--threads", type=number(int, 1, 1024), default=2, help="CPU threads")
     return parser
 
@@ -1265,8 +1300,9 @@ def command_line():
 def main():
     args, typed = command_line().parse()
     if args.d_model % args.n_head:
-        raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} equal heads; try --d-model "
-                        f"{math.ceil(args.d_model / args.n_head) * args.n_head}")
+        fitting = math.ceil(args.d_model / args.n_head) * args.n_head
+        raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} equal heads; "
+                        f"try --d-model {fitting}")
     if (args.mode == "infer") != bool(args.problems):
         raise UserError("problems go with --mode infer and it with them, as in --mode infer 347+159")
     args.device = common.pick_device(args.device, args.threads)

@@ -76,6 +76,16 @@ def run(main):
 # Files: each is written whole or not at all
 
 
+def folder(*parts):
+    """Make a folder and return its path. One that cannot be written to is found out now, not after the training."""
+    path = Path(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f".{os.getpid()}.tmp"
+    probe.touch()
+    probe.unlink()
+    return path
+
+
 @contextlib.contextmanager
 def whole_file(path):
     """Yield a temporary path that takes the place of `path` if, and only if, the block succeeds."""
@@ -144,7 +154,7 @@ def load_checkpoint(path, script):
             return checkpoint["config"], checkpoint["weights"]
     except FileNotFoundError:
         raise UserError(f"there is no model at {path}; type python {script} --mode train") from None
-    except OSError:
+    except PermissionError:
         raise
     except Exception:  # torch raises a dozen kinds for a file that is cut short, foreign or hostile
         pass

@@ -360,11 +360,12 @@ class LookingInside(unittest.TestCase):
                 self.assertTrue(torch.equal(without[2][:, column + 1:], with_[2][:, column + 1:]))
 
     def test_smallest_set(self):
+        heads = ["a", "b", "c", "d"], dict.fromkeys("abcd", 0.0)
         together = lambda heads: 1.0 if {"b", "d"} <= heads else 0.05 * len(heads)
-        self.assertEqual(add.smallest_set(together, ["a", "b", "c", "d"]), ["b", "d"])
-        self.assertEqual(add.smallest_set(lambda heads: float("c" in heads), ["a", "b", "c", "d"]), ["c"])
+        self.assertEqual(add.smallest_set(together, *heads), ["b", "d"])
+        self.assertEqual(add.smallest_set(lambda heads: float("c" in heads), *heads), ["c"])
         in_series = lambda heads: float(bool(heads & {"a", "c"}))  # either is enough, so neither may be left out
-        self.assertEqual(add.smallest_set(in_series, ["a", "b", "c", "d"]), ["a", "c"])
+        self.assertEqual(add.smallest_set(in_series, *heads), ["a", "c"])
 
     def test_gradient_importance_is_the_derivative_by_a_heads_volume(self):
         """Michel et al. define it as |dL/dx| where x = 1 multiplies a head's output: check by finite differences."""
@@ -400,6 +401,15 @@ class LookingInside(unittest.TestCase):
         self.assertEqual(table["curves"]["greedy"][0], recount)
         for curve in (*table["curves"]["random"], table["curves"]["ranked_once"]):
             self.assertEqual((len(curve), curve[0], curve[-1]), (25, recount, table["curves"]["greedy"][-1]))
+
+    def test_patcher_recounts(self):
+        pair = add.carry_pairs(1, 0, 40, 3)
+        effect = add.patcher(self.model, pair, 1, 3)
+        digits = [self.model(*add.tokenize(*p.T, 3)).argmax(-1)[:, 2] for p in pair]
+        targets = [add.tokenize(*p.T, 3)[1][:, 2] for p in pair]
+        known = (digits[0] == targets[0]) & (digits[1] == targets[1])
+        self.assertEqual(effect(set()), 0.0)
+        self.assertEqual(effect(set(add.head_names(self.model, ("cross",)))), float(known.any()))
 
 
 class Training(unittest.TestCase):
