@@ -986,7 +986,7 @@ def plot_ablation(table, path):
         what = "zeros" if way == "zero" else "its mean"
         axis.bar([i + shift for i in range(len(heads))], values, width=0.4, label=f"replaced by {what}", color=colour,
                  hatch="" if way == "zero" else "//", edgecolor="white")
-    axis.set(title=f"Of {len(heads)} heads, {critical} cost more than 10 points when silenced, {spare} one point or less",
+    axis.set(title=f"Of {len(heads)} heads, {critical} cost more than 10 points when replaced, {spare} one or less",
              ylabel=f"loss in exact match (points)\non {table['n']:,} test problems", xlabel="the head that is replaced")
     axis.set_xticks(range(len(heads)), heads, rotation=90)
     axis.legend()
@@ -1002,8 +1002,9 @@ def plot_importance(table, path):
                      marker=marker, s=60, label=kind)
         for i, name in enumerate(sorted(mine, key=table["ablation"].get, reverse=True)):
             if table["ablation"][name] > 0.03:
-                left.annotate(name, (table["gradient"][name], 100 * table["ablation"][name]), fontsize=9,
-                              ha="right" if i % 2 else "left", xytext=(-6 if i % 2 else 6, 4), textcoords="offset points")
+                side, shift = ("right", (-6, 4)) if i % 2 else ("left", (6, 4))
+                left.annotate(name, (table["gradient"][name], 100 * table["ablation"][name]), fontsize=9, ha=side,
+                              xytext=shift, textcoords="offset points")
     left.set(title=f"Two measures of importance, rank correlation {table['rank_correlation']:.2f}",
              xlabel="gradient score (Michel et al. 2019), share of its block",
              ylabel="loss in exact match when zeroed (points)")
@@ -1028,15 +1029,15 @@ def plot_pruning(table, path):
     steps, mean, spread = range(random_.shape[1]), random_.mean(0), random_.std(0)
     figure, axis = plt.subplots(figsize=(9, 5))
     axis.plot(steps, [100 * x for x in curves["greedy"]], marker="o", label="re-ranked after each removal")
-    axis.plot(steps, [100 * x for x in curves["ranked_once"]], marker="s", linestyle="--", label="ranked once, at the start")
+    axis.plot(steps, [100 * x for x in curves["ranked_once"]], "s--", label="ranked once, at the start")
     axis.plot(steps, mean, color="tab:gray", linestyle=":", label=f"{len(random_)} random orders, mean and std")
     axis.fill_between(steps, (mean - spread).clamp(min=0), (mean + spread).clamp(max=100), color="tab:gray", alpha=0.2)
     axis.axvline(table["prunable"], color="black", linewidth=1)
     together = 100 * table["accuracy_without_all_of_those"]
-    axis.set(title=f"{table['prunable']} of {len(table['order'])} heads can go, one after another, for at most 1 point;\n"
+    axis.set(title=f"{table['prunable']} of {len(table['order'])} heads can go one after another for at most 1 point;\n"
                    f"{len(table['removable_alone'])} can each go alone, but without all of those {together:.1f}% is right",
              xlabel="heads removed", ylabel=f"exact match (%) on {table['n']:,} test problems", ylim=(-3, 103))
-    axis.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     common.save_figure(figure, path)
 
 
@@ -1066,21 +1067,21 @@ def plot_seeds(table, path):
     plt, seeds = common.pyplot(), table["seeds"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
     x = range(len(seeds))
-    for key, marker, label in (("prunable_share", "o", "one after another"), ("removable_alone_share", "s", "each alone")):
-        left.plot(x, [100 * row["pruning"][key] for row in seeds.values()], marker, markersize=9, label=label)
-    left.set(title="Heads that can go for at most 1 point", xlabel="model seed", ylabel="share of all heads (%)", ylim=(0, 100))
+    for key, marker, label in (("prunable", "o", "one after another"), ("removable_alone", "s", "each alone")):
+        left.plot(x, [100 * row["pruning"][f"{key}_share"] for row in seeds.values()], marker, markersize=9, label=label)
+    left.set(title="Heads that can go for at most 1 point", xlabel="model seed", ylabel="share of heads (%)", ylim=(0, 100))
     left.set_xticks(x, seeds)
     left.legend()
     routes = list(next(iter(seeds.values()))["carry"]["routes"])
-    for shift, kind, marker in ((-0.12, "enc", "o"), (0.12, "cross", "^")):
+    for shift, kind, marker, colour, label in ((-0.15, "enc", "o", "tab:blue", "encoder"),
+                                               (0.15, "cross", "^", "tab:green", "cross-attention")):
         for i, route in enumerate(routes):
             sizes = [len(row["carry"]["routes"][route]["stages"][kind].get("set", [])) for row in seeds.values()]
             spread = [0.03 * (k - len(sizes) / 2) for k in range(len(sizes))]  # so that equal values show side by side
-            right.plot([i + shift + s for s in spread], sizes, marker, color="tab:blue" if kind == "enc" else "tab:green",
-                       label={"enc": "encoder", "cross": "cross-attention"}[kind] if i == 0 else None)
+            right.plot([i + shift + s for s in spread], sizes, marker, color=colour, label=None if i else label)
     right.set_xticks(range(len(routes)), [name.replace(" to ", "\nto ") for name in routes], fontsize=9)
-    right.set(title="Heads that the carry needs (one mark a seed)", xlabel="where it arises, and the digit that it changes",
-              ylabel="heads in the smallest set\n(0: the stage alone does not move it)")
+    right.set(title="Heads that the carry needs (one mark a seed)", ylabel="heads (0: this stage does not move it)",
+              xlabel="where it arises, and the digit that it changes")
     right.legend()
     common.save_figure(figure, path)
 
@@ -1165,9 +1166,10 @@ def summarize(ablation, importance, pruning, carry):
     pair = max(importance["pair_excess"], key=importance["pair_excess"].get)
     print(f"redundancy: {pair.replace(' ', ' and ')} together cost {100 * importance['pair_excess'][pair]:.1f} points "
           f"more than the sum of each alone")
-    print(f"pruning: {pruning['prunable']} of {len(names)} heads ({100 * pruning['prunable_share']:.0f}%) can go one after "
-          f"another for at most 1 point; {len(pruning['removable_alone'])} ({100 * pruning['removable_alone_share']:.0f}%) "
-          f"can go alone, but without all of those {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
+    shares = {key: f"{100 * pruning[key]:.0f}%" for key in ("prunable_share", "removable_alone_share")}
+    print(f"pruning: {pruning['prunable']} of {len(names)} heads ({shares['prunable_share']}) can go one after another for at "
+          f"most 1 point; {len(pruning['removable_alone'])} ({shares['removable_alone_share']}) can each go alone, but "
+          f"without all of those {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
     for route, case in carry["routes"].items():
         stages = [f"{' '.join(stage['set'])} ({stage['effect']:.2f}, the rest {stage['rest']:.2f})" if "set" in stage else
                   f"all of {kind} {stage['all']:.2f}" for kind, stage in case["stages"].items()]

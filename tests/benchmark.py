@@ -70,16 +70,16 @@ def pair():
     return ours, TorchAdder(ours)
 
 
-print(f"torch {torch.__version__}, {args.threads} threads, batch {flags.batch_size}, d_model {flags.d_model}, {flags.n_head} heads, "
-      f"{flags.n_layer}+{flags.n_layer} layers, {args.rounds} rounds; times in ms\n")
+print(f"torch {torch.__version__}, {args.threads} threads, batch {flags.batch_size}, d_model {flags.d_model}, "
+      f"{flags.n_head} heads, {flags.n_layer}+{flags.n_layer} layers, {args.rounds} rounds; times in ms\n")
 print(f"{'':<52} {'ours':>8} {'torch.nn':>10} {'ratio':>8}")
 ours, theirs = pair()
-take_turns("transformer: forward, training mode", lambda: ours(SOURCE, TARGET), lambda: theirs(SOURCE, TARGET), args.rounds)
+forwards = (lambda: ours(SOURCE, TARGET)), (lambda: theirs(SOURCE, TARGET))
+take_turns("transformer: forward, training mode", *forwards, args.rounds)
 steps = training_step(ours), training_step(TorchAdder(pair()[0]))
 take_turns("transformer: forward + backward + update", *steps, args.rounds)
 ours.eval(), theirs.eval()
-take_turns("transformer: forward, no gradients", *map(without_gradients, (lambda: ours(SOURCE, TARGET),
-                                                                          lambda: theirs(SOURCE, TARGET))), args.rounds)
+take_turns("transformer: forward, no gradients", *map(without_gradients, forwards), args.rounds)
 attention = add.MultiHeadAttention(flags.d_model, flags.n_head)
 reference, x = torch_attention(attention), torch.randn(flags.batch_size, 7, flags.d_model, requires_grad=True)
 for need_weights in (True, False):

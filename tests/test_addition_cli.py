@@ -14,14 +14,15 @@ TINY = ["--num-digits", "2", "--steps", "30", "--eval-every", "10", "--d-model",
 
 
 def adder(*arguments, stdin=None):
-    return subprocess.run([sys.executable, "attention_addition.py", *arguments], cwd=TOP, capture_output=True, input=stdin,
-                          env={**os.environ, "PYTHONUTF8": "1"}, timeout=300)
+    return subprocess.run([sys.executable, "attention_addition.py", *arguments], cwd=TOP, capture_output=True,
+                          input=stdin, timeout=300)
 
 
-def side_by_side(commands):
-    """Run several command lines at a time: most of each is the import of torch."""
+def side_by_side(commands, stdins=None):
+    """Run command lines two at a time: most of each is the import of torch."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda command: adder(*command), commands))
+        return list(pool.map(lambda command, stdin: adder(*command, stdin=stdin), commands,
+                             stdins or [None] * len(commands)))
 
 
 def contents(folder):
@@ -47,29 +48,32 @@ class CommandLine(unittest.TestCase):
 
     def test_train_makes_what_it_needs(self):
         self.assertEqual(self.run_.returncode, 0, self.run_.stderr)
-        names = {str(path.relative_to(self.folder)) for path in self.before}
-        self.assertEqual(names, {f"data/addition/{name}" for name in ("train.jsonl", "val.jsonl", "test.jsonl", "settings.json")}
-                         | {f"out/addition/{name}" for name in ("best_model.pth", "training_log.json", "training_curves.png")})
+        data, out = ("train.jsonl", "val.jsonl", "test.jsonl", "settings.json"), ("best_model.pth", "training_log.json",
+                                                                                "training_curves.png")
+        self.assertEqual({str(path.relative_to(self.folder)) for path in self.before},
+                         {f"data/addition/{name}" for name in data} | {f"out/addition/{name}" for name in out})
         self.assertIn("step   20/30 | train ", self.run_.stderr.decode())
         self.assertIn("8,100 problems", self.run_.stdout.decode())
 
     def test_training_log(self):
         log = json.loads((self.folder / "out/addition/training_log.json").read_text())
         self.assertEqual([row["step"] for row in log["history"]], [10, 20, 30])
-        self.assertTrue({"train_loss", "val_loss", "val_accuracy", "val_digit_accuracy", "lr", "seconds"} <= set(log["history"][0]))
+        for key in ("train_loss", "val_loss", "val_accuracy", "val_digit_accuracy", "lr", "seconds"):
+            self.assertIn(key, log["history"][0])
         self.assertEqual(len(log["history"][0]["val_digit_accuracy"]), 3)
         self.assertEqual((log["test"]["n"], log["exhaustive"]["n"]), (50, 8100))
         best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertEqual(log["best"], {"step": best["step"], "val_accuracy": best["val_accuracy"]})
         for table in ("carries", "longest_chain"):
             rows = log["exhaustive"][table].values()
-            self.assertEqual([sum(row[key] for row in rows) for key in ("n", "errors")], [8100, log["exhaustive"]["errors"]])
+            self.assertEqual(sum(row["n"] for row in rows), 8100)
+            self.assertEqual(sum(row["errors"] for row in rows), log["exhaustive"]["errors"])
 
     def test_same_command_same_bytes(self):
         other = self.folder / "again"
         self.addCleanup(lambda: [path.unlink() for path in other.rglob("*.*")])
         places = ["--data-dir", str(other / "data"), "--out-dir", str(other / "out")]
-        self.assertEqual(adder("--mode", "all", *TINY, *places).returncode, 0)
+        self.assertEqual(adder("--mode", "train", *TINY, *places).returncode, 0)
         for name in ("train", "val", "test"):
             path = f"data/addition/{name}.jsonl"
             self.assertEqual((other / path).read_bytes(), self.before[self.folder / path])
@@ -80,17 +84,41 @@ class CommandLine(unittest.TestCase):
                 del row["seconds"]
         self.assertEqual(*logs)
 
+    def test_analyze(self):
+        """--mode all analyses too; here a second model seed, then again with nothing left to train."""
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["--data-dir", folder, "--out-dir", folder, "--model-seeds", "2"]
+            first = adder("--mode", "all", *TINY, *command)
+            self.assertEqual(first.returncode, 0, first.stderr)
+            out = Path(folder) / "addition"
+            seed2 = (out / "seeds/2.json").stat().st_mtime_ns
+            again = adder("--mode", "analyze", *command, "--threads", "1")
+            self.assertEqual(again.returncode, 0, again.stderr)
+            self.assertEqual((out / "seeds/2.json").stat().st_mtime_ns, seed2)
+            # a summary line for every finding, the same both times
+            self.assertTrue(first.stdout.decode().endswith(again.stdout.decode()))
+            for name in ("ablation", "importance", "pruning", "carry", "seeds"):
+                json.loads((out / f"head_analysis/{name}.json").read_text())
+                self.assertTrue((out / f"head_analysis/{name}.png").read_bytes().startswith(b"\x89PNG"))
+            ablation = json.loads((out / "head_analysis/ablation.json").read_text())
+            self.assertEqual(list(ablation["heads"]), [f"{kind}.L0.H{h}" for kind in ("enc", "dec", "cross") for h in (0, 1)])
+            for row in (ablation["baseline"], *(way for head in ablation["heads"].values() for way in head.values())):
+                errors = sum(level["errors"] for level in row["carries"].values())
+                self.assertAlmostEqual(row["accuracy"], 1 - errors / ablation["n"])
+
     def test_infer(self):
-        arguments, stream = (adder("--mode", "infer", *self.places, *problems, stdin=stdin) for problems, stdin in
-                             ((["34+15", "99+99"], None), (["-"], b"34+15\n\n 099 + 99 \r\n")))
+        command = ["--mode", "infer", *self.places]
+        arguments, stream = side_by_side([[*command, "34+15", "99+99"], [*command, "-"]],
+                                         [None, b"34+15\n\n 099 + 99 \r\n"])
         self.assertRegex(arguments.stdout.decode(), r"\A34\+15=\d{1,3}\n99\+99=\d{1,3}\n\Z")
         self.assertEqual((arguments.stderr, arguments.returncode), (b"", 0))
         self.assertEqual(stream.stdout, arguments.stdout)
 
     def test_infer_many_and_none(self):
-        result = adder("--mode", "infer", *self.places, "-", stdin=b"".join(b"%d+55\n" % (10 + i % 90) for i in range(3000)))
-        self.assertEqual(len(result.stdout.splitlines()), 3000)
-        self.assertEqual(adder("--mode", "infer", *self.places, "-", stdin=b"").stdout, b"")
+        stdins = [b"".join(b"%d+55\n" % (10 + i % 90) for i in range(3000)), b""]
+        many, none = side_by_side([["--mode", "infer", *self.places, "-"]] * 2, stdins)
+        self.assertEqual(len(many.stdout.splitlines()), 3000)
+        self.assertEqual((none.stdout, none.returncode), (b"", 0))
 
     def test_infer_answers_what_comes_before_a_bad_line(self):
         result = adder("--mode", "infer", *self.places, "-", stdin=b"34+15\nx\n20+20\n")
@@ -104,8 +132,9 @@ class CommandLine(unittest.TestCase):
         results = side_by_side([["--mode", "infer", *self.places, "--", problem] for problem in cases])
         for result, sentence in zip(results, cases.values()):
             self.assert_error(result, sentence)
-        for stdin in (b"\x00\xff\n", b"9" * 10_000_000 + b"+1\n", b"0" * 1_000_000 + b"x"):
-            self.assert_error(adder("--mode", "infer", *self.places, "-", stdin=stdin), "error: ")
+        stdins = [b"\x00\xff\n", b"9" * 10_000_000 + b"+1\n", b"0" * 1_000_000 + b"x"]
+        for result in side_by_side([["--mode", "infer", *self.places, "-"]] * 3, stdins):
+            self.assert_error(result, "error: ")
 
     def test_bad_flags(self):
         cases = {
@@ -132,16 +161,20 @@ class CommandLine(unittest.TestCase):
                 self.assert_error(result, sentence)
 
     def test_a_bad_checkpoint_is_refused(self):
-        path, trap = self.folder / "out/addition/best_model.pth", self.folder / "trap"
-        whole = path.read_bytes()
-        self.addCleanup(path.write_bytes, whole)
-        code = b"cos\nsystem\n(S'touch %s'\ntR." % str(trap).encode()
-        for bad in (b"", whole[:1000], whole[:-100], b"hello", code):
-            path.write_bytes(bad)
-            result = adder("--mode", "infer", *self.places, "34+15")
-            path.write_bytes(whole)
+        whole = (self.folder / "out/addition/best_model.pth").read_bytes()
+        with tempfile.TemporaryDirectory() as elsewhere:
+            trap = Path(elsewhere) / "trap"
+            code = b"cos\nsystem\n(S'touch %s'\ntR." % str(trap).encode()
+            bad = [b"", whole[:1000], whole[:-100], b"hello", code]
+            for i, content in enumerate(bad):
+                path = Path(elsewhere) / str(i) / "addition/best_model.pth"
+                path.parent.mkdir(parents=True)
+                path.write_bytes(content)
+            results = side_by_side([["--mode", "infer", "--out-dir", str(Path(elsewhere) / str(i)), "34+15"]
+                                    for i in range(len(bad))])
+            self.assertFalse(trap.exists())
+        for result in results:
             self.assert_error(result, "not a model of this script.*--mode train")
-        self.assertFalse(trap.exists())
 
     def test_help(self):
         text = adder("--help").stdout.decode()
@@ -153,7 +186,8 @@ class RealTraining(unittest.TestCase):
     def test_two_digits_are_learned(self):
         """The default model, 2-digit numbers, 2,925 of the 8,100 problems, a third of the default steps."""
         with tempfile.TemporaryDirectory() as folder:
-            result = adder("--num-digits", "2", "--steps", "400", "--threads", "1", "--data-dir", folder, "--out-dir", folder)
+            result = adder("--mode", "train", "--num-digits", "2", "--steps", "400", "--threads", "1",
+                           "--data-dir", folder, "--out-dir", folder)
             self.assertEqual(result.returncode, 0, result.stderr)
             log = json.loads((Path(folder) / "addition/training_log.json").read_text())
         self.assertGreaterEqual(log["test"]["accuracy"], 0.95)
