@@ -1,4 +1,4 @@
-"""How fast is attention written by hand?  Run by hand: python -m tests.benchmark [--threads 2] [--rounds 100]
+"""How fast is attention written by hand?  Run by hand: python -m tests.benchmark [--threads 1] [--rounds 100]
 
 Our code and PyTorch's own modules of the same sizes take turns in one process, so that a slow moment of the machine
 hits both. Printed are medians, and the median of the ratios of neighbours: below 1.00, ours is the faster one.
@@ -54,7 +54,7 @@ def without_gradients(function):
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=100)
 args, flags = parser.parse_args(), add.command_line().parse([])[0]
 torch.set_num_threads(args.threads)
