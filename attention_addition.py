@@ -987,7 +987,7 @@ def plot_ablation(table, path):
         axis.bar([i + shift for i in range(len(heads))], values, width=0.4, label=f"replaced by {what}", color=colour,
                  hatch="" if way == "zero" else "//", edgecolor="white")
     axis.set(title=f"Of {len(heads)} heads, {critical} cost more than 10 points when replaced, {spare} one or less",
-             ylabel=f"loss in exact match (points)\non {table['n']:,} test problems", xlabel="the head that is replaced")
+             xlabel="the head that is replaced", ylabel=f"loss in exact match (points)\non {table['n']:,} test problems")
     axis.set_xticks(range(len(heads)), heads, rotation=90)
     axis.legend()
     common.save_figure(figure, path)
@@ -1035,7 +1035,7 @@ def plot_pruning(table, path):
     axis.axvline(table["prunable"], color="black", linewidth=1)
     together = 100 * table["accuracy_without_all_of_those"]
     axis.set(title=f"{table['prunable']} of {len(table['order'])} heads can go one after another for at most 1 point;\n"
-                   f"{len(table['removable_alone'])} can each go alone, but without all of those {together:.1f}% is right",
+                   f"{len(table['removable_alone'])} can each go alone, but without all of those {together:.0f}% is right",
              xlabel="heads removed", ylabel=f"exact match (%) on {table['n']:,} test problems", ylim=(-3, 103))
     figure.legend(loc="outside lower center", ncols=3)
     common.save_figure(figure, path)
@@ -1068,8 +1068,9 @@ def plot_seeds(table, path):
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
     x = range(len(seeds))
     for key, marker, label in (("prunable", "o", "one after another"), ("removable_alone", "s", "each alone")):
-        left.plot(x, [100 * row["pruning"][f"{key}_share"] for row in seeds.values()], marker, markersize=9, label=label)
-    left.set(title="Heads that can go for at most 1 point", xlabel="model seed", ylabel="share of heads (%)", ylim=(0, 100))
+        shares = [100 * row["pruning"][f"{key}_share"] for row in seeds.values()]
+        left.plot(x, shares, marker, markersize=9, label=label)
+    left.set(title="Heads that can go for at most 1 point", ylim=(0, 100), xlabel="model seed", ylabel="share of heads (%)")
     left.set_xticks(x, seeds)
     left.legend()
     routes = list(next(iter(seeds.values()))["carry"]["routes"])
@@ -1140,7 +1141,7 @@ def analyze(args, typed):
     model, config = load_model(args, typed)
     num_digits, folder = config["num_digits"], out / "head_analysis"
     data = load_data(argparse.Namespace(**vars(args) | {name: config[name] for name in DATA_FLAGS}))  # the model's own
-    analyze_attention(model, data["test"], num_digits, out)
+    attention = analyze_attention(model, data["test"], num_digits, out)
     ablation = ablate(model, data["val"], data["test"], num_digits)
     common.write_json(folder / "ablation.json", ablation)
     plot_ablation(ablation, folder / "ablation.png")
@@ -1148,7 +1149,7 @@ def analyze(args, typed):
     for name, plot in (("importance", plot_importance), ("pruning", plot_pruning), ("carry", plot_carry)):
         common.write_json(folder / f"{name}.json", found[name])
         plot(found[name], folder / f"{name}.png")
-    summarize(ablation, **found)
+    summarize(attention, ablation, **found)
     if args.model_seeds > 1:
         table = analyze_seeds(args, data, config, found)
         common.write_json(folder / "seeds.json", {key: value for key, value in table.items() if key != "seeds"})
@@ -1156,9 +1157,14 @@ def analyze(args, typed):
         summarize_seeds(table)
 
 
-def summarize(ablation, importance, pruning, carry):
+def summarize(attention, ablation, importance, pruning, carry):
     """Print the findings, a line each."""
     names, full = list(ablation["heads"]), ablation["baseline"]["accuracy"]
+    effects = {f"{head} at the {column}": row["carry_effect"] for head, columns_ in attention.items()
+               for column, row in columns_.items() if "carry_effect" in row}
+    print("attention to the next lower column when a carry arrives from it, less that when none does: "
+          + ", ".join(f"{where} {effects[where][0]:+.2f} +- {effects[where][1]:.2f}"
+                      for where in sorted(effects, key=lambda where: -abs(effects[where][0]))[:3]))
     lost = {name: 100 * (full - row["mean"]["accuracy"]) for name, row in ablation["heads"].items()}
     print("critical heads (points lost when replaced by their mean): "
           + ", ".join(f"{name} {lost[name]:.1f}" for name in sorted(names, key=lost.get, reverse=True)[:4]))
@@ -1167,13 +1173,13 @@ def summarize(ablation, importance, pruning, carry):
     print(f"redundancy: {pair.replace(' ', ' and ')} together cost {100 * importance['pair_excess'][pair]:.1f} points "
           f"more than the sum of each alone")
     shares = {key: f"{100 * pruning[key]:.0f}%" for key in ("prunable_share", "removable_alone_share")}
-    print(f"pruning: {pruning['prunable']} of {len(names)} heads ({shares['prunable_share']}) can go one after another for at "
-          f"most 1 point; {len(pruning['removable_alone'])} ({shares['removable_alone_share']}) can each go alone, but "
-          f"without all of those {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
+    print(f"pruning: {pruning['prunable']} of {len(names)} heads ({shares['prunable_share']}) can go one after another "
+          f"for at most 1 point; {len(pruning['removable_alone'])} ({shares['removable_alone_share']}) can each go alone, "
+          f"but without all of those {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
     for route, case in carry["routes"].items():
-        stages = [f"{' '.join(stage['set'])} ({stage['effect']:.2f}, the rest {stage['rest']:.2f})" if "set" in stage else
-                  f"all of {kind} {stage['all']:.2f}" for kind, stage in case["stages"].items()]
-        print(f"carry, {route}: " + "; ".join(stages))
+        words = [f"{' '.join(stage['set'])} ({stage['effect']:.2f}, the rest {stage['rest']:.2f})" if "set" in stage
+                 else f"all of {kind} {stage['all']:.2f}" for kind, stage in case["stages"].items()]
+        print(f"carry, {route}: " + "; ".join(words))
 
 
 def summarize_seeds(table):
@@ -1185,8 +1191,9 @@ def summarize_seeds(table):
         print(f"  {name}: {100 * table[key]['mean']:.0f}% +- {100 * table[key]['std']:.0f}")
     print(f"  rank correlation: {table['rank_correlation']['mean']:.2f} +- {table['rank_correlation']['std']:.2f}")
     for route, stages in table["routes"].items():
-        counts = [f"{kind} {stage['heads']['mean']:.1f} +- {stage['heads']['std']:.1f}" for kind, stage in stages.items()]
-        print(f"  heads that the carry needs, {route}: " + ", ".join(counts))
+        counts = {kind: stage["heads"] for kind, stage in stages.items()}
+        print(f"  heads that the carry needs, {route}: "
+              + ", ".join(f"{kind} {count['mean']:.1f} +- {count['std']:.1f}" for kind, count in counts.items()))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1278,13 +1285,13 @@ def command_line():
     data.add_argument("--data-dir", default="data", help="where the problems are kept")
     data.add_argument("--out-dir", default="out", help="where the results go")
     model = parser.add_argument_group("model")
-    model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks of the encoder and of the decoder")
-    model.add_argument("--n-head", type=number(int, 1, 1024), default=4, help="heads of an attention; divides --d-model")
+    model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks of encoder and of decoder")
+    model.add_argument("--n-head", type=number(int, 1, 1024), default=4, help="heads of an attention, a part of --d-model")
     model.add_argument("--d-model", type=number(int, 1, 8192), default=64, help="channels that represent a token")
     model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of a feed-forward network")
     training = parser.add_argument_group("training")
-    training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="initial weights, batch order")
-    training.add_argument("--steps", type=number(int, 1, 10**9), default=1200, help="batches to learn from")
+    training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="weights and batch order")
+    training.add_argument("--steps", type=number(int, 1, 10**9), default=1500, help="batches to learn from")
     training.add_argument("--batch-size", type=number(int, 1, 10**6), default=64, help="problems a batch")
     training.add_argument("--lr", type=number(float, 0), default=4e-3, help="highest learning rate")
     training.add_argument("--warmup", type=number(int, 1, 10**9), default=100, help="steps to reach it")
