@@ -1,17 +1,19 @@
 """How does a transformer add?  Attention from scratch, on a problem small enough to check completely.
 
-An encoder reads a problem such as `347+159` one character at a time, a decoder writes the sum `0506` one
-digit at a time, and nobody tells them what a digit is worth, what a column is or what a carry is. The
-model sees 10,000 problems; then we try it on all 810,000 that exist.
+An encoder reads a problem such as `347+159` one character at a time, a decoder writes the sum `0506` one digit at a
+time, and nobody tells them what a digit is worth, what a column is or what a carry is. The model sees 10,000 problems
+for 1,500 steps, some 20 seconds on two cores. Then we try it on all 810,000 that exist, expecting no error, and take it
+apart: where does each head look, which can go, and which one moves the carry?
 
     python attention_addition.py                                everything below, in order
     python attention_addition.py --mode gendata                 write data/addition/*.jsonl
     python attention_addition.py --mode train                   train, then try every problem there is
+    python attention_addition.py --mode analyze                 look inside, about a minute
     python attention_addition.py --mode infer 347+159 999+999   ask the trained model
     python attention_addition.py --help                         all flags
 
-Read it from the top: the task, the data, attention, the model, decoding, training, the command line.
-Comments give the shape of each tensor: B problems, T query tokens, S key tokens, C = d_model channels.
+Read it from the top: the task, the data, attention, the model, decoding, training, looking inside, the command line.
+Comments give the shape of each tensor: N or B problems, T query tokens, S key tokens, C = d_model channels.
 It runs on torch >= 2.0.
 """
 import argparse
@@ -92,9 +94,9 @@ def longest_run(flags):
 #
 # What is hard about adding is rare in random problems. A column that sums to nine passes on the carry that
 # arrives, if one does: 347+652 is 0999, but 348+652 is 1000, and the first digit hangs on the last. A model
-# trained on 10,000 random problems gets all of these right and still errs where a nine meets an unfamiliar
-# ten: 165+135=200. So half of the training problems, --cascades, have some columns changed to sum to nine or
-# ten. The others, which measure, have not.
+# trained on 10,000 random problems gets all of them right and still errs elsewhere where nines and tens meet:
+# 695+105=700. So half of the training problems, --cascades, have some columns changed to sum to nine or ten.
+# The validation and test problems, which measure, have not.
 
 SPLITS = ("train", "val", "test")
 DEFAULT_SIZES = (10_000, 2_000, 2_000)
@@ -275,7 +277,9 @@ class MultiHeadAttention(nn.Module):
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)  # two matrices in one, for speed
         self.output = nn.Linear(d_model, d_model, bias=False)
-        with torch.no_grad():  # PyTorch's own start gives scores so small that every head looks everywhere alike
+        # PyTorch's own start makes the scores so small that every head looks everywhere alike. Twice as large, heads
+        # differ from the first step on, and the plateau at the start of training is shorter.
+        with torch.no_grad():
             self.query.weight.mul_(2)
             self.key_value.weight[:d_model].mul_(2)
         # These two do nothing. They are places with a name, where section 7 listens in and intervenes.

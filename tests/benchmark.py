@@ -80,6 +80,8 @@ steps = training_step(ours), training_step(TorchAdder(pair()[0]))
 take_turns("transformer: forward + backward + update", *steps, args.rounds)
 ours.eval(), theirs.eval()
 take_turns("transformer: forward, no gradients", *map(without_gradients, forwards), args.rounds)
+scores = torch.randn(flags.batch_size, flags.n_head, 7, 7)
+take_turns("softmax of the encoder's scores", lambda: add.softmax(scores), lambda: scores.softmax(-1), args.rounds)
 attention = add.MultiHeadAttention(flags.d_model, flags.n_head)
 reference, x = torch_attention(attention), torch.randn(flags.batch_size, 7, flags.d_model, requires_grad=True)
 for need_weights in (True, False):
