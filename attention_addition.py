@@ -402,8 +402,8 @@ def answers(model, source, target):
     """Return the answers (B, n+1) that greedy_decode gives, faster where they are right, and the loss (B,) of each.
 
     If each digit of the right sum is the likeliest one after the digits before it, then greedy decoding writes that
-    sum: it starts with the first digit, hence goes on with the second, and so forth. One teacher-forced pass tells
-    where this holds. Everywhere else nothing follows from it, and the problem is decoded for real.
+    sum: it starts with the first digit, hence goes on with the second, and so forth (the mask is causal: what comes
+    later cannot matter). One teacher-forced pass tells where this holds. Elsewhere the problem is decoded for real.
     """
     logits = model(source, target)
     loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(dim=1)
@@ -1034,7 +1034,7 @@ def plot_pruning(table, path):
     figure, axis = plt.subplots(figsize=(9, 5))
     axis.plot(steps, [100 * x for x in curves["greedy"]], marker="o", label="re-ranked after each removal")
     axis.plot(steps, [100 * x for x in curves["ranked_once"]], "s--", label="ranked once, at the start")
-    axis.plot(steps, mean, color="tab:gray", linestyle=":", label=f"{len(random_)} random orders, mean and std")
+    axis.plot(steps, mean, color="tab:gray", linestyle=":", label=f"{len(random_)} random orders on 500, mean and std")
     axis.fill_between(steps, (mean - spread).clamp(min=0), (mean + spread).clamp(max=100), color="tab:gray", alpha=0.2)
     axis.axvline(table["prunable"], color="black", linewidth=1)
     together = 100 * table["accuracy_without_all_of_those"]
@@ -1085,8 +1085,9 @@ def plot_seeds(table, path):
             spread = [0.03 * (k - len(sizes) / 2) for k in range(len(sizes))]  # so that equal values show side by side
             right.plot([i + shift + s for s in spread], sizes, marker, color=colour, label=None if i else label)
     right.set_xticks(range(len(routes)), [name.replace(" to ", "\nto ") for name in routes], fontsize=9)
-    right.set(title="Heads that the carry needs (one mark a seed)", ylabel="heads (0: this stage does not move it)",
+    right.set(title="Heads that the carry needs (one mark a seed; 0: it goes round this stage)", ylabel="number of heads",
               xlabel="where it arises, and the digit that it changes")
+    right.yaxis.get_major_locator().set_params(integer=True)
     right.legend()
     common.save_figure(figure, path)
 
