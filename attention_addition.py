@@ -567,7 +567,7 @@ def final_exam(model, test, args):
 
 def place_names(width):
     """Names of the answer's digits, most significant first."""
-    names = ["units", "tens", "hundreds", "thousands"] + [f"$10^{{{k}}}$" for k in range(4, width)]
+    names = ["units", "tens", "hundreds", "thousands"] + [f"10^{k}" for k in range(4, width)]
     return names[:width][::-1]
 
 
@@ -991,7 +991,8 @@ def plot_ablation(table, path):
         axis.bar([i + shift for i in range(len(heads))], values, width=0.4, label=f"replaced by {what}", color=colour,
                  hatch="" if way == "zero" else "//", edgecolor="white")
     axis.set(title=f"Of {len(heads)} heads, {critical} cost more than 10 points when replaced, {spare} one or less",
-             xlabel="the head that is replaced", ylabel=f"loss in exact match (points)\non {table['n']:,} test problems")
+             xlabel="the head that is replaced",
+             ylabel=f"loss in exact match (points)\non {table['n']:,} test problems")
     axis.set_xticks(range(len(heads)), heads, rotation=90)
     axis.legend()
     common.save_figure(figure, path)
@@ -1038,8 +1039,9 @@ def plot_pruning(table, path):
     axis.fill_between(steps, (mean - spread).clamp(min=0), (mean + spread).clamp(max=100), color="tab:gray", alpha=0.2)
     axis.axvline(table["prunable"], color="black", linewidth=1)
     together = 100 * table["accuracy_without_all_of_those"]
+    alone = len(table["removable_alone"])
     axis.set(title=f"{table['prunable']} of {len(table['order'])} heads can go one after another for at most 1 point;\n"
-                   f"{len(table['removable_alone'])} can each go alone, but without all of those {together:.0f}% is right",
+                   f"{alone} can each go alone, but without all of those {together:.0f}% is right",
              xlabel="heads removed", ylabel=f"exact match (%) on {table['n']:,} test problems", ylim=(-3, 103))
     figure.legend(loc="outside lower center", ncols=3)
     common.save_figure(figure, path)
@@ -1074,7 +1076,8 @@ def plot_seeds(table, path):
     for key, marker, label in (("prunable", "o", "one after another"), ("removable_alone", "s", "each alone")):
         shares = [100 * row["pruning"][f"{key}_share"] for row in seeds.values()]
         left.plot(x, shares, marker, markersize=9, label=label)
-    left.set(title="Heads that can go for at most 1 point", ylim=(0, 100), xlabel="model seed", ylabel="share of heads (%)")
+    left.set(title="Heads that can go for at most 1 point", ylim=(0, 100),
+             xlabel="model seed", ylabel="share of heads (%)")
     left.set_xticks(x, seeds)
     left.legend()
     routes = list(next(iter(seeds.values()))["carry"]["routes"])
@@ -1085,8 +1088,8 @@ def plot_seeds(table, path):
             spread = [0.03 * (k - len(sizes) / 2) for k in range(len(sizes))]  # so that equal values show side by side
             right.plot([i + shift + s for s in spread], sizes, marker, color=colour, label=None if i else label)
     right.set_xticks(range(len(routes)), [name.replace(" to ", "\nto ") for name in routes], fontsize=9)
-    right.set(title="Heads that the carry needs (one mark a seed; 0: it goes round this stage)", ylabel="number of heads",
-              xlabel="where it arises, and the digit that it changes")
+    right.set(title="Heads that the carry needs (one mark a seed; 0: it goes round this stage)",
+              xlabel="where it arises, and the digit that it changes", ylabel="number of heads")
     right.yaxis.get_major_locator().set_params(integer=True)
     right.legend()
     common.save_figure(figure, path)
@@ -1179,8 +1182,8 @@ def summarize(attention, ablation, importance, pruning, carry):
           f"more than the sum of each alone")
     shares = {key: f"{100 * pruning[key]:.0f}%" for key in ("prunable_share", "removable_alone_share")}
     print(f"pruning: {pruning['prunable']} of {len(names)} heads ({shares['prunable_share']}) can go one after another "
-          f"for at most 1 point; {len(pruning['removable_alone'])} ({shares['removable_alone_share']}) can each go alone, "
-          f"but without all of those {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
+          f"for at most 1 point; {len(pruning['removable_alone'])} ({shares['removable_alone_share']}) can each go "
+          f"alone, but without all of those {100 * pruning['accuracy_without_all_of_those']:.1f}% is right")
     for route, case in carry["routes"].items():
         words = [f"{' '.join(stage['set'])} ({stage['effect']:.2f}, the rest {stage['rest']:.2f})" if "set" in stage
                  else f"all of {kind} {stage['all']:.2f}" for kind, stage in case["stages"].items()]
@@ -1291,7 +1294,7 @@ def command_line():
     data.add_argument("--out-dir", default="out", help="where the results go")
     model = parser.add_argument_group("model")
     model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks of encoder and of decoder")
-    model.add_argument("--n-head", type=number(int, 1, 1024), default=4, help="heads of an attention, a part of --d-model")
+    model.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention; divides --d-model")
     model.add_argument("--d-model", type=number(int, 1, 8192), default=64, help="channels that represent a token")
     model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of a feed-forward network")
     training = parser.add_argument_group("training")

@@ -254,8 +254,8 @@ class Data(unittest.TestCase):
         path = self.folder / "val.jsonl"
         lines = path.read_text().splitlines()
         bad = ['{"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 7]}', "{", "7", "", "null", "[" * 100_000,
-               '{"input": [5, 0, 7], "target": [0, 6, 6, 6]}', '{"input": [5, 0, 7, 11, 1, 5, 9], "target": [0, 6, 6, 6]}',
-               "\ud800x",
+               '{"input": [5, 0, 7], "target": [0, 6, 6, 6]}', "\ud800x",
+               '{"input": [5, 0, 7, 11, 1, 5, 9], "target": [0, 6, 6, 6]}',
                '{"input": [5, 0, 7.0, 10, 1, 5, 9], "target": [0, 6, 6, 6]}', '{"input": "507+159", "target": "0666"}']
         for line in bad:
             with self.subTest(line[:60]):

@@ -101,7 +101,8 @@ class CommandLine(unittest.TestCase):
                 json.loads((out / f"head_analysis/{name}.json").read_text())
                 self.assertTrue((out / f"head_analysis/{name}.png").read_bytes().startswith(b"\x89PNG"))
             ablation = json.loads((out / "head_analysis/ablation.json").read_text())
-            self.assertEqual(list(ablation["heads"]), [f"{kind}.L0.H{h}" for kind in ("enc", "dec", "cross") for h in (0, 1)])
+            names = [f"{kind}.L0.H{h}" for kind in ("enc", "dec", "cross") for h in (0, 1)]
+            self.assertEqual(list(ablation["heads"]), names)
             for row in (ablation["baseline"], *(way for head in ablation["heads"].values() for way in head.values())):
                 errors = sum(level["errors"] for level in row["carries"].values())
                 self.assertAlmostEqual(row["accuracy"], 1 - errors / ablation["n"])
