@@ -1115,11 +1115,11 @@ def analyze_seeds(args, data, config, found):
     folder, seeds = Path(args.out_dir) / "addition" / "seeds", {}
     for seed in range(1, args.model_seeds + 1):
         wanted, path = config | {"model_seed": seed}, folder / f"{seed}.json"
-        if path.exists() and common.read_json(path).get("config") == wanted:
-            seeds[str(seed)] = common.read_json(path)
-            continue
         if seed == config["model_seed"]:
             model, result = load_model(args, {})[0], found
+        elif path.exists() and common.read_json(path).get("config") == wanted:
+            seeds[str(seed)] = common.read_json(path)
+            continue
         else:
             model, _, _ = fit(argparse.Namespace(**wanted), data, args.device)
             common.save_checkpoint(folder / f"{seed}.pth", model, wanted)
