@@ -980,6 +980,7 @@ def trace_carry(model, num_digits, leading_zeros, n=1000):
 
 
 def plot_ablation(table, path):
+    """Bars: what the loss of each head costs, zeroed and replaced by its mean."""
     plt, heads = common.pyplot(), table["heads"]
     points = {way: [100 * (table["baseline"]["accuracy"] - row[way]["accuracy"]) for row in heads.values()]
               for way in ("zero", "mean")}
@@ -999,6 +1000,7 @@ def plot_ablation(table, path):
 
 
 def plot_importance(table, path):
+    """Left: the two rankings against each other. Right: what pairs of heads cost beyond the sum of their own."""
     plt, names = common.pyplot(), list(table["ablation"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6.5))
     for marker, kind in zip("os^", ("enc", "dec", "cross")):
@@ -1029,6 +1031,7 @@ def plot_importance(table, path):
 
 
 def plot_pruning(table, path):
+    """Exact match against the number of heads removed, in three orders."""
     plt, curves = common.pyplot(), table["curves"]
     random_ = 100 * torch.tensor(curves["random"])
     steps, mean, spread = range(random_.shape[1]), random_.mean(0), random_.std(0)
@@ -1048,6 +1051,7 @@ def plot_pruning(table, path):
 
 
 def plot_carry(table, path):
+    """Heads by routes of the carry: how often a head alone flips the digit."""
     plt, routes = common.pyplot(), table["routes"]
     heads = list(next(iter(routes.values()))["heads"])
     grid = torch.tensor([[case["heads"][head] for case in routes.values()] for head in heads])
@@ -1276,6 +1280,7 @@ def config_of(args):
 
 
 def command_line():
+    """Declare every flag, once, with its default and its reason."""
     number, parser = common.number, common.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("problems", nargs="*", help="with --mode infer: 347+159 ..., or - to read standard input")
     modes = ["all", "gendata", "train", "analyze", "infer"]
@@ -1315,6 +1320,7 @@ def command_line():
 
 
 def main():
+    """Check what argparse cannot check, then do what --mode says."""
     args, typed = command_line().parse()
     if args.d_model % args.n_head:
         fitting = math.ceil(args.d_model / args.n_head) * args.n_head
