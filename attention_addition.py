@@ -94,7 +94,7 @@ def longest_run(flags):
 #
 # What is hard about adding is rare in random problems. A column that sums to nine passes on the carry that
 # arrives, if one does: 347+652 is 0999, but 348+652 is 1000, and the first digit hangs on the last. A model
-# trained on 10,000 random problems gets all of them right and still errs elsewhere where nines and tens meet:
+# trained on 10,000 random problems gets all of them right and still errs, mostly where nines and tens meet:
 # 695+105=700. So half of the training problems, --cascades, have some columns changed to sum to nine or ten.
 # The validation and test problems, which measure, have not.
 
@@ -471,7 +471,7 @@ def learning_rate(step, args):
     """Up from zero, level, and down to zero over the last 60% of the steps.
 
     Up, because Adam knows nothing of the gradients' size at first. Down, because at full rate the weights jump
-    about: exact match is stuck around 95% until the rate falls, and the last errors go with it.
+    about: exact match goes up and down until the rate falls, and the last errors go with it.
     """
     return args.lr * min(1, (step + 1) / args.warmup, (args.steps - step) / (0.6 * args.steps))
 
@@ -544,7 +544,7 @@ def train(args):
 
 
 def final_exam(model, test, args):
-    """Open the test problems, once; then try every problem there is. Print the results and return them for the log."""
+    """Try the test problems, then every problem there is. Print the results and return them for the log."""
     accuracy = solve(model, test, args.num_digits)[1].double().mean().item()
     print(f"test: {100 * accuracy:.2f}% of {len(test):,} problems right")
     problems, start = all_problems(args.num_digits, args.leading_zeros), time.time()
