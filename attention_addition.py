@@ -459,14 +459,6 @@ def mistakes(problems, answer, right):
 # 6. Training
 
 
-def batches(n, batch_size, seed):
-    """Yield indices of training examples for ever: every epoch all of them, in a new order."""
-    generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, n)
-    while True:
-        order = torch.randperm(n, generator=generator)
-        yield from order[:n - n % batch_size].split(batch_size)
-
-
 def learning_rate(step, args):
     """Up from zero, level, and down to zero over the last 60% of the steps.
 
@@ -483,17 +475,17 @@ def fit(config, data, device):
     """
     torch.manual_seed(config.model_seed)
     model = Adder(**{name: getattr(config, name) for name in MODEL_FLAGS}).to(device)
-    log(f"train: model seed {config.model_seed}, {n_parameters(model):,} parameters, {len(data['train']):,} problems, "
-        f"{config.steps:,} steps on {device}; the loss of guessing is ln 10 = {math.log(10):.2f}")
+    log(f"train: model seed {config.model_seed}, {common.n_parameters(model):,} parameters, "
+        f"{len(data['train']):,} problems, {config.steps:,} steps on {device}; "
+        f"the loss of guessing is ln 10 = {math.log(10):.2f}")
     source, target = tokens(model, data["train"], config.num_digits)
     mirror, _ = tokens(model, data["train"].flip(1), config.num_digits)
     _, val_target = tokenize(*data["val"].T, config.num_digits)
     optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.95))
     coin = torch.Generator().manual_seed(config.model_seed)
     history, best, losses, start = [], None, [], time.time()
-    for step, batch in zip(range(config.steps), batches(len(source), config.batch_size, config.model_seed)):
-        # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems can
-        # teach.
+    for step, batch in zip(range(config.steps), common.batches(len(source), config.batch_size, config.model_seed)):
+        # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems teach.
         swap = (torch.rand(len(batch), 1, generator=coin) < 0.5).to(device)
         x = torch.where(swap, mirror[batch], source[batch])  # (B, 2n+1)
         logits = model(x, target[batch])                     # (B, n+1, 10)
@@ -525,10 +517,6 @@ def fit(config, data, device):
     return model.eval(), history, best
 
 
-def n_parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def train(args):
     """--mode train: fit the model, save it, examine it, draw its learning curves."""
     out, data, start = common.folder(args.out_dir, "addition"), load_data(args), time.time()
@@ -536,7 +524,7 @@ def train(args):
     config = config_of(args)
     common.save_checkpoint(out / "best_model.pth", model, config)
     log(f"best: step {best['step']}, saved to {out / 'best_model.pth'} after {time.time() - start:.1f} s")
-    training_log = {"config": config, "n_params": n_parameters(model), "history": history,
+    training_log = {"config": config, "n_params": common.n_parameters(model), "history": history,
                     "best": {"step": best["step"], "val_accuracy": best["val_accuracy"]},
                     **final_exam(model, data["test"], args), "seconds": history[-1]["seconds"]}
     common.write_json(out / "training_log.json", training_log)
@@ -1099,11 +1087,6 @@ def plot_seeds(table, path):
     common.save_figure(figure, path)
 
 
-def mean_std(values):
-    values = torch.tensor(values, dtype=torch.double)
-    return {"mean": values.mean().item(), "std": values.std().item(), "per_seed": values.tolist()}
-
-
 def analyze_heads(model, data, config):
     """The parts of the analysis that are repeated for other model seeds."""
     return {"importance": importance(model, data["val"][:500], config["num_digits"]),
@@ -1135,13 +1118,13 @@ def analyze_seeds(args, data, config, found):
     rows = list(seeds.values())
     stages = {route: {kind: [row["carry"]["routes"][route]["stages"][kind] for row in rows]
                       for kind in ("enc", "dec", "cross")} for route in rows[0]["carry"]["routes"]}
-    spread = {route: {kind: {"heads": mean_std([len(stage.get("set", [])) for stage in stages_]),
-                             "all": mean_std([stage["all"] for stage in stages_])}
+    spread = {route: {kind: {"heads": common.mean_std([len(stage.get("set", [])) for stage in stages_]),
+                             "all": common.mean_std([stage["all"] for stage in stages_])}
                       for kind, stages_ in kinds.items()} for route, kinds in stages.items()}
     return {"seeds": seeds, "errors": [row["errors"] for row in rows], "routes": spread,
-            **{key: mean_std([row["pruning"][key] for row in rows])
+            **{key: common.mean_std([row["pruning"][key] for row in rows])
                for key in ("prunable_share", "removable_alone_share", "accuracy_without_all_of_those")},
-            "rank_correlation": mean_std([row["importance"]["rank_correlation"] for row in rows])}
+            "rank_correlation": common.mean_std([row["importance"]["rank_correlation"] for row in rows])}
 
 
 def analyze(args, typed):

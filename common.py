@@ -199,6 +199,23 @@ def parallel_map(function, items, label=None):
         torch.set_num_threads(threads)
 
 
+# ------------------------------------------------------------------------------------------------
+# Training: what is the same whatever the model
+
+
+def batches(n, batch_size, seed):
+    """Yield indices of training examples for ever: every epoch all of them, in a new order."""
+    generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, n)
+    while True:
+        order = torch.randperm(n, generator=generator)
+        yield from order[:n - n % batch_size].split(batch_size)
+
+
+def n_parameters(model):
+    """How many numbers there are to train."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def adamw(model, lr, weight_decay, betas):
     """AdamW (Loshchilov & Hutter 2019) that decays matrices but neither biases nor the scales of LayerNorm."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -208,6 +225,13 @@ def adamw(model, lr, weight_decay, betas):
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)  # one pass over all weights
     except RuntimeError:  # older versions of torch have it on the GPU only
         return torch.optim.AdamW(groups, lr=lr, betas=betas)
+
+
+def mean_std(values):
+    """Mean and sample standard deviation (0 for a single value) of a list of numbers, and the numbers."""
+    values = torch.tensor(values, dtype=torch.double)
+    std = values.std().item() if len(values) > 1 else 0.0
+    return {"mean": values.mean().item(), "std": std, "per_seed": values.tolist()}
 
 
 # ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import attention_addition as add
+import common
 from common import UserError
 from tests.reference import TorchAdder, torch_attention
 
@@ -417,11 +418,11 @@ class LookingInside(unittest.TestCase):
 
 class Training(unittest.TestCase):
     def test_batches_are_epochs(self):
-        seen = torch.cat(list(itertools.islice(add.batches(10, 5, seed=0), 4)))
+        seen = torch.cat(list(itertools.islice(common.batches(10, 5, seed=0), 4)))
         self.assertEqual(sorted(seen[:10].tolist()), list(range(10)))
         self.assertEqual(sorted(seen[10:].tolist()), list(range(10)))
         self.assertNotEqual(seen[:10].tolist(), seen[10:].tolist())
-        self.assertEqual(len(next(add.batches(3, 5, seed=0))), 3)
+        self.assertEqual(len(next(common.batches(3, 5, seed=0))), 3)
 
     def test_learning_rate(self):
         args = flags("--steps", "1000", "--warmup", "100", "--lr", "1")

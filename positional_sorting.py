@@ -1,0 +1,819 @@
+"""Do positional encodings extrapolate?  Attention trained on short lists and asked about long ones.
+
+A transformer encoder is shown a list of numbers and says whether it is sorted. It learns from 10,000 lists of 8 to 16
+numbers and is then asked about lists of 32, 64, 128 and 256. The model, the data and the training are always the same.
+Only one thing differs: how the model is told where a number stands. Six ways are written out below, a few lines each,
+among them the three that everybody compares: sinusoidal, learned, and none. Textbooks promise that sinusoidal encodings
+extrapolate. We measure it, on disorder that is easy to see and on a single pair of neighbours swapped.
+
+    python positional_sorting.py                                 data, four encodings, figures: about three minutes
+    python positional_sorting.py --mode gendata                  write data/sorting/*.jsonl
+    python positional_sorting.py --mode train --pe sinusoidal    train one encoding, about half a minute
+    python positional_sorting.py --mode extrapolate --pe all     all six on long lists, five trainings of each
+    python positional_sorting.py --mode infer "3 15 27 41"       ask the trained model
+    python positional_sorting.py --help                          all flags
+
+Read it from the top: the task, the data, the encodings, attention and the model, scoring, training, long lists, the
+command line. Comments give the shape of each tensor: N or B lists, T numbers in each, C = d_model channels.
+It runs on torch >= 2.0.
+"""
+import argparse
+import hashlib
+import itertools
+import math
+import random
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import common
+from common import UserError, log
+
+# ------------------------------------------------------------------------------------------------
+# 1. The task and its data
+#
+#     {"sequence": [3, 15, 27], "is_sorted": 1, "length": 3, "kind": "sorted"}
+#
+# A list is sorted if no number is smaller than the one before it. What makes a list unsorted decides what is learned:
+# a model that has only seen shuffled lists can get by on a vague impression of order, and answers a list with two
+# neighbours swapped as if it were sorted. So there are five kinds of disorder, from the gross to the barely visible.
+#
+# Nothing but the order may give the answer away. Each draw of numbers therefore yields two lists, the sorted one and
+# the same numbers in disorder. A model that sees only which numbers there are, and how many, is right on exactly one
+# of the two.
+#
+# In 256 numbers from 0 to 99 most neighbours are equal or one apart, in 8 they hardly ever are. Half of the draws take
+# their numbers from a narrow window, so that short lists too have neighbours as close as long ones have.
+
+N_NUMBERS, PAD = 100, 100  # numbers 0 to 99; token 100 fills up short lists
+KINDS = ("sorted", "adjacent_swap", "random_swap", "swaps", "shuffled", "reversed")
+TRAINING_KINDS = 5 * ["adjacent_swap"] + 2 * ["random_swap"] + ["swaps", "shuffled", "reversed"]  # most of the hardest
+SPLITS = ("train", "val", "test")
+SHORTEST, LONGEST = 8, 16  # the lists to learn from
+
+
+def draw_sorted(rng, length, narrow):
+    """Draw `length` numbers, not all equal, and sort them; with probability `narrow` from a window 2 to 99 wide."""
+    width = int(2 * 50 ** rng.random()) if rng.random() < narrow else N_NUMBERS  # as often 2 to 4 as 20 to 40
+    low = int((N_NUMBERS + 1 - width) * rng.random())
+    numbers = sorted(low + int(width * rng.random()) for _ in range(length))
+    return numbers if numbers[0] < numbers[-1] else draw_sorted(rng, length, narrow)
+
+
+def disorder(rng, numbers, kind):
+    """Return the sorted `numbers` in disorder of the given kind, with at least one number smaller than the one before.
+
+    adjacent_swap: two unequal neighbours change places. random_swap: any two numbers do. swaps: max(2, L // 3) times
+    any two do. shuffled: all orders are alike. reversed: from large to small.
+    """
+    x, length = list(numbers), len(numbers)
+    if kind == "adjacent_swap":
+        rises = [i for i in range(length - 1) if x[i] < x[i + 1]]
+        i = rises[int(len(rises) * rng.random())]
+        x[i], x[i + 1] = x[i + 1], x[i]
+    elif kind in ("random_swap", "swaps"):
+        for _ in range(1 if kind == "random_swap" else max(2, length // 3)):
+            i, j = int(length * rng.random()), int(length * rng.random())
+            x[i], x[j] = x[j], x[i]
+    elif kind == "shuffled":
+        x.sort(key=lambda _: rng.random())
+    else:
+        x.reverse()
+    return x if is_sorted(x) == 0 else disorder(rng, numbers, kind)
+
+
+def is_sorted(numbers):
+    return int(all(a <= b for a, b in zip(numbers, numbers[1:])))
+
+
+def draw_records(rng, n, kinds, narrow, shortest, longest, seen):
+    """Draw n records, n / 2 pairs of a sorted and an unsorted list of the same numbers, the kinds in turn.
+
+    No two pairs consist of the same numbers: `seen` holds those drawn so far, in other splits too, and grows.
+    """
+    records = []
+    for kind in itertools.islice(itertools.cycle(kinds), n // 2):
+        numbers = None
+        while numbers is None or tuple(numbers) in seen:
+            numbers = draw_sorted(rng, shortest + int((longest + 1 - shortest) * rng.random()), narrow)
+        seen.add(tuple(numbers))
+        for x, name in ((numbers, "sorted"), (disorder(rng, numbers, kind), kind)):
+            records.append({"sequence": x, "is_sorted": is_sorted(x), "length": len(x), "kind": name})
+    return records
+
+
+def data_settings(args):
+    """What the data files depend on, kept beside them so that they are never taken for something else."""
+    return {name: getattr(args, name) for name in ("seed", *SIZES, "kinds", "narrow", "lengths")}
+
+
+def generate_data(args):
+    """--mode gendata: write train, val and test.jsonl, extrapolation/<length>.jsonl and, last, settings.json.
+
+    --kinds and --narrow concern the lists to learn from. Those that measure are always of all kinds in equal shares.
+    """
+    folder, seen = common.folder(args.data_dir, "sorting"), set()
+    sets = {"test": (args.n_test, SHORTEST, LONGEST), "val": (args.n_val, SHORTEST, LONGEST),
+            "train": (args.n_train, SHORTEST, LONGEST)}
+    sets |= {f"extrapolation/{length}": (args.n_long, length, length) for length in args.lengths}
+    common.write_json(folder / "settings.json", "unfinished")  # so that a run killed here is noticed later
+    for i, (name, (n, shortest, longest)) in enumerate(sets.items()):
+        # A generator for each file, so that none depends on the others' sizes. random.random() is the one whose numbers
+        # Python promises never to change.
+        rng = random.Random(10_000 * args.seed + (i if longest == LONGEST else longest))
+        kinds, narrow = (args.kinds, args.narrow) if name == "train" else (KINDS[1:], 0.5)
+        common.write_jsonl(folder / f"{name}.jsonl", draw_records(rng, n, kinds, narrow, shortest, longest, seen))
+    common.write_json(folder / "settings.json", data_settings(args))
+    log(f"data: wrote {args.n_train:,} train, {args.n_val:,} val and {args.n_test:,} test lists of {SHORTEST} to "
+        f"{LONGEST} numbers, {args.n_long:,} for each of the lengths {args.lengths}, to {folder}, seed {args.seed}")
+
+
+def check_record(record):
+    """Return (numbers, index of the kind) of one line of a data file; ValueError if its label is not true."""
+    try:
+        numbers, kind = record["sequence"], KINDS.index(record["kind"])
+        if (all(type(x) is int and 0 <= x < N_NUMBERS for x in numbers) and record["length"] == len(numbers) > 0
+                and record["is_sorted"] == is_sorted(numbers) == (kind == 0)):
+            return numbers, kind
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"expected a list of numbers from 0 to {N_NUMBERS - 1}, rightly labelled, found {str(record)[:80]}")
+
+
+def load_data(args, names):
+    """Return {name: (lists (N, T), kinds (N,))} of the named files, making all data if there are none.
+
+    A kind is an index into KINDS, so a list is sorted exactly if its kind is 0. UserError if the files were made with
+    other settings than the flags ask for, or a label is not true.
+    """
+    folder, wanted = Path(args.data_dir) / "sorting", data_settings(args)
+    if not folder.exists() or not any(folder.iterdir()) or common.read_json(folder / "settings.json") == "unfinished":
+        generate_data(args)
+    found = common.read_json(folder / "settings.json")
+    if found != wanted:
+        raise UserError(f"{folder} was made with {common.difference(found, wanted)}; type --mode gendata with the "
+                        f"flags you want, pass the flags it was made with, or choose another --data-dir")
+    data = {}
+    for name in names:
+        records = common.read_jsonl(folder / f"{name}.jsonl", check_record)
+        size = wanted[f"n_{name}" if name in SPLITS else "n_long"]
+        if len(records) != size:
+            raise UserError(f"{folder / name}.jsonl has {len(records):,} lists, expected {size:,}; "
+                            f"type --mode gendata to make it anew")
+        lists, kinds = zip(*records)
+        data[name] = pad(lists), torch.tensor(kinds)
+    return data
+
+
+def pad(lists):
+    """Turn lists of different lengths into one tensor (N, T), short ones filled up with PAD at the end."""
+    longest = max(map(len, lists))
+    return torch.tensor([[*numbers] + (longest - len(numbers)) * [PAD] for numbers in lists])
+
+
+# ------------------------------------------------------------------------------------------------
+# 2. Six answers to the question where a number stands
+#
+# Attention compares what tokens say, and a token says the same wherever it stands: exchange two of them and every
+# other token gets the same mean as before. Pool the results and the order is gone, so without help the model sees a
+# bag of numbers. (None, encoding one of six: no line of code. A bag of numbers is right half of the time.)
+#
+# There are three places to help. Two encodings are added to the tokens before the first layer, one with positions
+# drawn at random. RoPE turns queries and keys. ALiBi is added to the scores, in every layer.
+
+
+def frequencies(width):
+    """Angles per position, in radians, for width / 2 pairs of channels: from 1 down to nearly 1/10,000."""
+    return 10_000.0 ** (-torch.arange(0, width, 2) / width)  # (width/2,)
+
+
+def sinusoidal(position, d_model):
+    """Vaswani et al. 2017, section 3.5: sine and cosine of the position at d_model / 2 speeds, added to the tokens.
+
+    position (..., T) -> (..., T, C). The step from a position to one k further on is the same rotation everywhere, so
+    a dot product of two encodings depends on k alone. Nothing is trained, and there is a value for every position.
+    """
+    angle = position[..., None] * frequencies(d_model).to(position.device)   # (..., T, C/2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)       # (..., T, C)
+
+
+def learned(position, table):
+    """A vector for each position, added to the tokens and trained with everything else.
+
+    position (T,), table (max_len, C) -> (T, C). Rows that no training list reaches stay as they were drawn.
+    """
+    return table[position]
+
+
+def random_positions(present, max_len, generator=None):
+    """Randomized positions (Ruoss et al. 2023): not 0, 1, 2, ... but a random choice, in order, from a longer range.
+
+    present (B, T), True where there is a number -> positions (B, T) for sinusoidal(). Short lists are so spread out that
+    training meets every position a long list has; what the model can rely on is which of two is larger.
+    """
+    chosen = torch.randperm(max_len, generator=generator)[:present.shape[1]].to(present.device)
+    return chosen.masked_fill(~present, max_len).sort(dim=-1).values
+
+
+def rotate(x, position):
+    """RoPE (Su et al. 2021, section 3.2): turn each pair of channels of a query or key by an angle that grows along.
+
+    x (B, n_head, T, d_head), position (T,). A dot product of two vectors turned alike does not change, so the score of
+    query i and key j depends on what they say and on i - j.
+    """
+    angle = position[:, None] * frequencies(x.shape[-1]).to(position.device)  # (T, d_head/2)
+    a, b = x[..., 0::2], x[..., 1::2]                                         # (B, n_head, T, d_head/2)
+    turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+    return torch.stack(turned, dim=-1).flatten(-2)                            # (B, n_head, T, d_head)
+
+
+def alibi(position, n_head, slope):
+    """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i and key j.
+
+    position (T,) -> (n_head, T, T). The slopes fall by the paper's factor 2^(-8/n_head) from head to head. The paper
+    starts with that factor itself, for language, where much that counts is far away. What counts here is next door, so
+    we start at 4: one step further off, and the weight is e^-4 = 1/55 of what it was.
+    """
+    slopes = slope * 2.0 ** (-8 * torch.arange(n_head, device=position.device) / n_head)
+    distance = (position[:, None] - position).abs()  # (T, T)
+    return -slopes[:, None, None] * distance
+
+
+# ------------------------------------------------------------------------------------------------
+# 3. Attention and the model
+#
+# Every number looks at every other (or, with a causal mask, at those before it), some layers, then one vector for the
+# whole list is pooled from all of them. Mean pooling would weigh one fault in 256 numbers 32 times less than one in 8.
+# Taking the largest value of each channel does not: whoever sees a fault can say so, however long the list.
+
+
+class MultiHeadAttention(nn.Module):
+    """softmax(q k^T / sqrt(d_head) + bias) v in n_head groups of channels (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, d_model, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+        self.weights = nn.Identity()  # does nothing: a place with a name, to listen in with a hook
+
+    def forward(self, x, mask, bias=None, rope_position=None):
+        """x (B, T, C); mask, broadcast to (B, n_head, T, T), is True where a query may look; bias is added to scores."""
+        B, T, C = x.shape
+        qkv = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                    # (B, n_head, T, d_head) each
+        if rope_position is not None:
+            q, k = rotate(q, rope_position), rotate(k, rope_position)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, n_head, T, T)
+        if bias is not None:
+            scores = scores + bias
+        weights = self.weights(scores.masked_fill(~mask, -math.inf).softmax(dim=-1))
+        heads = (weights @ v).transpose(1, 2).reshape(B, T, C)  # the heads side by side
+        return self.output(heads)
+
+
+class Block(nn.Module):
+    """Attention between the numbers, then a two-layer network on each alone; both add to x, reading it normalised."""
+
+    def __init__(self, d_model, n_head, d_ff):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attention = MultiHeadAttention(d_model, n_head)
+        self.feed_forward = nn.Sequential(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Linear(d_ff, d_model))
+
+    def forward(self, x, mask, bias, rope_position):
+        x = x + self.attention(self.norm1(x), mask, bias, rope_position)
+        return x + self.feed_forward(self.norm2(x))  # (B, T, C)
+
+
+class SortednessEncoder(nn.Module):
+    """A transformer encoder from lists of numbers to one logit each: above 0 it says sorted."""
+
+    def __init__(self, pe, causal, n_layer, n_head, d_model, d_ff, pool, max_len, slope):
+        super().__init__()
+        self.pe, self.causal, self.pool, self.max_len, self.slope = pe, causal, pool, max_len, slope
+        self.token_embedding = nn.Embedding(N_NUMBERS + 1, d_model)
+        self.blocks = nn.ModuleList(Block(d_model, n_head, d_ff) for _ in range(n_layer))
+        self.norm = nn.LayerNorm(d_model)
+        self.to_logit = nn.Linear(d_model, 1)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        if pe == "learned":
+            self.position_table = nn.Parameter(torch.randn(max_len, d_model) / math.sqrt(2))  # as large as sinusoids
+
+    def forward(self, x):
+        """x (B, T), PAD after the end of a list -> logits (B,)."""
+        present, (T, C) = x != PAD, (x.shape[1], self.token_embedding.embedding_dim)
+        position = torch.arange(T, device=x.device)
+        h, bias, rope_position = self.token_embedding(x), None, None  # h (B, T, C)
+        if self.pe == "sinusoidal":
+            h = h + sinusoidal(position, C)
+        elif self.pe == "learned":
+            h = h + learned(position, self.position_table)
+        elif self.pe == "randomized":  # anew in every training step; always the same choice afterwards
+            generator = None if self.training else torch.Generator().manual_seed(0)
+            h = h + sinusoidal(random_positions(present, self.max_len, generator), C)
+        elif self.pe == "rope":
+            rope_position = position
+        elif self.pe == "alibi":
+            bias = alibi(position, self.blocks[0].attention.n_head, self.slope)
+        mask = present[:, None, None, :]                                   # (B, 1, 1, T): nobody looks at padding
+        if self.causal:
+            mask = mask & (position <= position[:, None])                  # (B, 1, T, T): nor at what comes later
+        for block in self.blocks:
+            h = block(h, mask, bias, rope_position)
+        h, present = self.norm(h), present[..., None]                      # (B, T, C), (B, T, 1)
+        if self.pool == "max":
+            h = h.masked_fill(~present, -math.inf).amax(dim=1)             # (B, C)
+        else:
+            h = h.masked_fill(~present, 0).sum(dim=1) / present.sum(dim=1)
+        return self.to_logit(h).squeeze(-1)
+
+
+# ------------------------------------------------------------------------------------------------
+# 4. Scoring
+#
+# A model that calls everything unsorted is right on 100% of the unsorted lists. So each kind is counted by itself, its
+# recall, and the accuracy is the mean of two: the recall of sorted lists, and the mean recall over the kinds of
+# disorder. Chance, and any model that cannot see the order, is 50%.
+
+
+def logits_of(model, lists, label=None):
+    """The model's logits (N,) for the lists (N, T), in pieces small enough for memory however many or long they are."""
+    @torch.inference_mode()
+    def ask(chunk):
+        return model(chunk.to(next(model.parameters()).device)).cpu()
+
+    rows = max(1, min(512, 2**20 // lists.shape[1] ** 2))  # attention takes rows x n_head x T x T numbers
+    return torch.cat(common.parallel_map(ask, lists.split(rows), label))
+
+
+def recalls(logits, kinds):
+    """The share of right answers for each kind: {"sorted": 0.99, "adjacent_swap": 0.5, ...}, leaving out absent ones."""
+    right = (logits > 0) == (kinds == 0)
+    return {name: right[kinds == i].double().mean().item() for i, name in enumerate(KINDS) if (kinds == i).any()}
+
+
+def balanced_accuracy(recall):
+    """The mean of the recall of sorted lists and the mean recall of all kinds of disorder."""
+    disordered = [share for name, share in recall.items() if name != "sorted"]
+    return (recall["sorted"] + sum(disordered) / len(disordered)) / 2
+
+
+# ------------------------------------------------------------------------------------------------
+# 5. Training
+#
+# A list stays sorted, or unsorted, if the same amount is added to all of its numbers. So we do that, by a random
+# amount, each time a list is shown. Without it the model learns by heart which pairs of numbers it has seen in order,
+# and misses single swaps of others.
+
+
+def shift(lists, generator):
+    """Add a random amount to each list, the same to all of its numbers, such that they stay from 0 to 99: (B, T)."""
+    present = lists != PAD
+    smallest = lists.amin(dim=1, keepdim=True)                                    # (B, 1); PAD is larger than any
+    room = N_NUMBERS - (lists.masked_fill(~present, 0).amax(dim=1, keepdim=True) - smallest)
+    start = (torch.rand(len(lists), 1, generator=generator) * room).long()        # where the smallest will be
+    return torch.where(present, lists - smallest + start, PAD)
+
+
+def learning_rate(step, args):
+    """Up from zero in the first steps, then down to zero in a straight line."""
+    return args.lr * min((step + 1) / args.warmup, (args.steps - step) / args.steps, 1)
+
+
+def fit(config, data, device):
+    """Train one model, writing nothing: return it with its best weights, the history and the best row of it.
+
+    The best weights are those that do best on the validation lists, which are as short as those to learn from.
+    """
+    torch.manual_seed(config.model_seed)
+    model = SortednessEncoder(**{name: getattr(config, name) for name in MODEL_FLAGS}).to(device)
+    log(f"train: {describe(config)}, model seed {config.model_seed}, {common.n_parameters(model):,} parameters, "
+        f"{len(data['train'][0]):,} lists, {config.steps:,} steps on {device}; the loss of guessing is ln 2 = "
+        f"{math.log(2):.2f}")
+    lists, target = data["train"][0], (data["train"][1] == 0).float()  # (N, T), (N,)
+    val_lists, val_kinds = data["val"]
+    optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.95))
+    amounts = torch.Generator().manual_seed(config.model_seed)
+    history, best, losses, start = [], None, [], time.time()
+    for step, batch in zip(range(config.steps), common.batches(len(lists), config.batch_size, config.model_seed)):
+        x = shift(lists[batch], amounts) if config.shift else lists[batch]         # (B, T)
+        logits = model(x.to(device))                                               # (B,)
+        loss = F.binary_cross_entropy_with_logits(logits, target[batch].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        optimizer.step()
+        losses.append(loss.detach())
+
+        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+            logits = logits_of(model.eval(), val_lists)
+            model.train()
+            recall = recalls(logits, val_kinds)
+            row = {"step": step + 1, "train_loss": torch.stack(losses).mean().item(),
+                   "val_loss": F.binary_cross_entropy_with_logits(logits, (val_kinds == 0).float()).item(),
+                   "val_accuracy": balanced_accuracy(recall), "val_recall": recall,
+                   "lr": group["lr"], "seconds": round(time.time() - start, 2)}
+            history.append(row)
+            losses.clear()
+            if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
+                best, weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            log(f"step {row['step']:4d}/{config.steps} | train {row['train_loss']:.4f} | val {row['val_loss']:.4f}"
+                f" | accuracy {100 * row['val_accuracy']:5.1f}% | sorted {100 * recall['sorted']:5.1f}%"
+                f" | lr {row['lr']:.1e} | {1000 * row['seconds'] / row['step']:.0f} ms/step")
+    model.load_state_dict(weights)
+    return model.eval(), history, best
+
+
+def train(args, pe, data):
+    """--mode train: fit a model with the encoding, save it, test it, draw its learning curves."""
+    out, config = common.folder(args.out_dir, "sorting", pe), config_of(args, pe, args.model_seed)
+    model, history, best = fit(argparse.Namespace(**config), data, args.device)
+    common.save_checkpoint(out / "best_model.pth", model, config)
+    recall = recalls(logits_of(model, data["test"][0]), data["test"][1])
+    accuracy = balanced_accuracy(recall)
+    training_log = {"config": config, "n_params": common.n_parameters(model), "history": history,
+                    "best": {"step": best["step"], "val_accuracy": best["val_accuracy"]},
+                    "test": {"accuracy": accuracy, "n": len(data["test"][0]), "recall": recall},
+                    "seconds": history[-1]["seconds"]}
+    common.write_json(out / "training_log.json", training_log)
+    plot_training(training_log, out / "training_curves.png")
+    print(f"{describe(config)}: test accuracy {100 * accuracy:.2f}% on lists of {SHORTEST} to {LONGEST} ("
+          + ", ".join(f"{name} {100 * share:.1f}" for name, share in recall.items()) + ")", flush=True)
+
+
+NAMES = {"sinusoidal": "sinusoidal", "learned": "learned", "none": "no encoding", "rope": "RoPE", "alibi": "ALiBi",
+         "randomized": "randomized sinusoidal"}
+
+
+def describe(config):
+    """The name of a curve: the encoding, and what else is not as in most of the others."""
+    config = vars(config) if isinstance(config, argparse.Namespace) else config
+    return NAMES[config["pe"]] + (", causal" if config["causal"] else "")
+
+
+def draw_recalls(axis, plt, x, recalls_):
+    """Draw one line for each kind over x: recalls_ is a list of {kind: share}."""
+    for i, (name, marker) in enumerate(zip(KINDS, "os^vD*")):
+        axis.plot(x, [100 * recall.get(name, math.nan) for recall in recalls_], marker=marker, markersize=4,
+                  linewidth=1.5, color="black" if name == "sorted" else plt.cm.viridis((i - 1) / 4.5),
+                  label=name.replace("_", " "))
+
+
+def plot_training(training_log, path):
+    """Draw loss, balanced accuracy and the recall of every kind over the steps."""
+    plt, history, config = common.pyplot(), training_log["history"], training_log["config"]
+    steps = [row["step"] for row in history]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4))
+    left.plot(steps, [row["train_loss"] for row in history], label="training", color="tab:gray")
+    left.plot(steps, [row["val_loss"] for row in history], label="validation", color="tab:blue", linestyle="--")
+    left.axhline(math.log(2), color="black", linewidth=1, linestyle=":", label="guessing, ln 2")
+    left.set(title="Loss", xlabel="training step", ylabel="cross-entropy (nats)", yscale="log")
+    middle.plot(steps, [100 * row["val_accuracy"] for row in history], color="tab:blue", marker=".")
+    middle.axhline(50, color="black", linewidth=1, linestyle=":", label="chance")
+    middle.set(title=f"{describe(config)}: test accuracy {100 * training_log['test']['accuracy']:.1f}%",
+               xlabel="training step", ylabel="validation, balanced accuracy (%)", ylim=(45, 102))
+    draw_recalls(right, plt, steps, [row["val_recall"] for row in history])
+    right.set(title="By kind of list", xlabel="training step", ylabel="validation lists right (%)", ylim=(-3, 103))
+    for axis in (left, middle, right):
+        axis.legend(fontsize=9)
+    common.save_figure(figure, path)
+
+
+# ------------------------------------------------------------------------------------------------
+# 6. Long lists
+#
+# Now the question. The models of several seeds, which have seen nothing longer than 16, are asked about long lists.
+
+
+def find_model(args, pe, seed):
+    """Return (path, model) of this encoding and model seed if it is on disk, else None. UserError if other settings."""
+    folder, wanted = Path(args.out_dir) / "sorting" / pe, config_of(args, pe, seed)
+    for path in (folder / "best_model.pth", folder / "seeds" / f"{seed}.pth"):
+        if path.exists():
+            config, weights = common.load_checkpoint(path, SCRIPT)
+            if config == wanted:
+                return path, build_model(config, weights, args.device)
+            if config | {"model_seed": seed} != wanted or path.parent.name == "seeds":
+                raise UserError(f"{path} was trained with {common.difference(config, wanted)}; pass the flags it was "
+                                f"trained with, choose another --out-dir, or remove {folder}")
+    return None
+
+
+def complete(args, pe, seeds):
+    """Whether the models of all seeds are there, made with the settings of the flags."""
+    try:
+        return all(find_model(args, pe, seed) for seed in seeds)
+    except UserError:
+        return False
+
+
+def extrapolate(args):
+    """--mode extrapolate: every encoding and model seed on lists of every length, training the models that are missing.
+
+    What is there already, models and their scores, is not made again; that includes encodings that were not asked for.
+    """
+    out, n_seeds = common.folder(args.out_dir, "sorting", "extrapolation"), args.model_seeds
+    if n_seeds is None:  # all that are there, but with --mode extrapolate five at least
+        n_seeds = 5 if args.mode == "extrapolate" else 1
+        while all(complete(args, pe, [n_seeds + 1]) for pe in args.pe):
+            n_seeds += 1
+    seeds = range(1, n_seeds + 1)
+    names = [f"extrapolation/{length}" for length in args.lengths]
+    data = load_data(args, [*SPLITS, *names])
+    settings = {"lengths": args.lengths, "seeds": [*seeds], "data": data_settings(args)}
+    path = out / "extrapolation_results.json"
+    old = common.read_json(path) if path.exists() else {}
+    known = old["scores"] if isinstance(old, dict) and old.get("data") == settings["data"] else {}
+    scores, models = {}, {}
+    for pe in NAMES:
+        if pe not in args.pe and not complete(args, pe, seeds):
+            continue
+        for seed in seeds:
+            if (found := find_model(args, pe, seed)) is None:
+                log(f"extrapolate: no model of {pe} with model seed {seed}, training one")
+                config = config_of(args, pe, seed)
+                model, _, _ = fit(argparse.Namespace(**config), data, args.device)
+                common.save_checkpoint(Path(args.out_dir) / "sorting" / pe / "seeds" / f"{seed}.pth", model, config)
+                found = find_model(args, pe, seed)
+            fingerprint = hashlib.sha256(found[0].read_bytes()).hexdigest()
+            if fingerprint not in known:
+                known[fingerprint] = score_lengths(args, found[1], data, f"{pe}, model seed {seed}")
+            scores[fingerprint] = known[fingerprint]
+            models.setdefault(pe, []).append(fingerprint)
+        results = {pe: summarize([scores[fingerprint] for fingerprint in models[pe]]) for pe in models}
+        labels = {pe: describe(config_of(args, pe, 1)) for pe in models}
+        common.write_json(path, settings | {"labels": labels, "results": results, "models": models, "scores": scores})
+    plot_extrapolation(settings, labels, results, out / "extrapolation_curves.png")
+    plot_kinds(settings, labels, results, out / "extrapolation_by_kind.png")
+    print_extrapolation(settings, labels, results)
+
+
+def score_lengths(args, model, data, label):
+    """Return {"16": {"accuracy": balanced, "recall": {kind: share}}, ...} for every length."""
+    table = {}
+    for length in args.lengths:
+        check_length(model, length)
+        lists, kinds = data[f"extrapolation/{length}"]
+        recall = recalls(logits_of(model, lists, f"{label}, length {length}"), kinds)
+        table[str(length)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
+    return table
+
+
+def check_length(model, length):
+    """UserError if the model has no positions for a list of this length."""
+    if model.pe in ("learned", "randomized") and length > model.max_len:
+        raise UserError(f"--pe {model.pe} has positions for {model.max_len} numbers, a list has {length}; leave that "
+                        f"encoding out or train it with --max-len {length}")
+
+
+def summarize(tables):
+    """Mean and spread over seeds of what score_lengths returns for each."""
+    summary = {}
+    for length, row in tables[0].items():
+        by_kind = {kind: common.mean_std([table[length]["recall"][kind] for table in tables]) for kind in row["recall"]}
+        accuracy = common.mean_std([table[length]["accuracy"] for table in tables])
+        summary[length] = {"accuracy": accuracy["mean"], "std": accuracy["std"], "per_seed": accuracy["per_seed"],
+                           "by_kind": {kind: value["mean"] for kind, value in by_kind.items()},
+                           "by_kind_per_seed": {kind: value["per_seed"] for kind, value in by_kind.items()}}
+    return summary
+
+
+LOOKS = {"sinusoidal": ("tab:blue", "o", "-"), "learned": ("tab:orange", "s", "--"), "none": ("black", "^", "-."),
+         "rope": ("tab:purple", "v", "--"), "alibi": ("tab:green", "*", "-"), "randomized": ("tab:red", "D", ":")}
+
+
+def draw_lengths(axis, settings, labels, curves):
+    """Draw mean and range over the seeds against the length: curves {pe: {length: values per seed}}."""
+    axis.axvspan(SHORTEST, LONGEST, color="0.88", zorder=0)
+    for i, (pe, values) in enumerate(curves.items()):
+        colour, marker, line = LOOKS[pe]
+        asked = pe in ("sinusoidal", "learned", "none")  # by the assignment
+        shares = torch.tensor([[100 * share for share in values[str(length)]] for length in settings["lengths"]])
+        axis.plot(settings["lengths"], shares.mean(1), color=colour, marker=marker, linestyle=line, label=labels[pe],
+                  linewidth=3 if asked else 1.5, markersize=8 if marker == "*" else 5, zorder=3 - asked)
+        axis.fill_between(settings["lengths"], shares.amin(1), shares.amax(1), color=colour, alpha=0.15, linewidth=0)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(settings["lengths"], settings["lengths"])
+    axis.minorticks_off()
+
+
+def plot_extrapolation(settings, labels, results, path):
+    """Draw the balanced accuracy of every encoding against the length of the lists."""
+    plt = common.pyplot()
+    figure, axis = plt.subplots(figsize=(8, 5))
+    draw_lengths(axis, settings, labels,
+                 {pe: {length: row["per_seed"] for length, row in rows.items()} for pe, rows in results.items()})
+    axis.axhline(50, color="black", linewidth=1, linestyle=":")
+    axis.text(settings["lengths"][-1], 50.6, "chance", ha="right")
+    axis.text(math.sqrt(SHORTEST * LONGEST), 103, "trained on", ha="center", color="0.4")
+    last = str(settings["lengths"][-1])
+    holds = [labels[pe] for pe, rows in results.items() if rows[last]["accuracy"] > 0.9]
+    axis.set(title=f"Is the list sorted?  At length {last}, above 90%: {' and '.join(holds) or 'none'}", ylim=(44, 106),
+             xlabel="numbers in the list", ylabel="balanced accuracy (%)")
+    n = len(settings["seeds"])
+    axis.legend(title=f"mean of {n} model seed{'s' * (n > 1)}" + (", band: lowest to highest" if n > 1 else ""),
+                fontsize=10, loc="center left", bbox_to_anchor=(1, 0.5))
+    common.save_figure(figure, path)
+
+
+def plot_kinds(settings, labels, results, path):
+    """Draw the recall of every kind of list against its length, a panel for each kind."""
+    plt = common.pyplot()
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True)
+    for axis, kind in zip(axes.flat, KINDS):
+        draw_lengths(axis, settings, labels, {pe: {length: row["by_kind_per_seed"].get(kind, [math.nan])
+                                                   for length, row in rows.items()} for pe, rows in results.items()})
+        axis.set(title=kind.replace("_", " "), ylim=(-4, 104))
+    figure.supxlabel("numbers in the list (shaded: those trained on)")
+    figure.supylabel("lists of this kind right (%)")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names),
+                  title="Who sees what: sorted lists, and five kinds of disorder")
+    common.save_figure(figure, path)
+
+
+def print_extrapolation(settings, labels, results):
+    """Print the accuracy at every length, and the worst of all kinds and seeds."""
+    print(f"balanced accuracy (%), mean +- standard deviation of {len(settings['seeds'])} model seeds, and the lowest "
+          f"recall of a kind for any seed and length")
+    print(" " * 22 + "".join(f"{length:>14}" for length in settings["lengths"]) + f"{'lowest':>10}")
+    for pe, rows in results.items():
+        cells = [f"{100 * row['accuracy']:6.2f} +- {100 * row['std']:4.2f}" for row in rows.values()]
+        lowest = min(min(values) for row in rows.values() for values in row["by_kind_per_seed"].values())
+        print(f"{labels[pe]:<22}" + "".join(f"{cell:>14}" for cell in cells) + f"{100 * lowest:10.1f}")
+
+
+# ------------------------------------------------------------------------------------------------
+# 7. Asking the trained model
+
+
+def build_model(config, weights, device):
+    """Return the model that a checkpoint holds."""
+    model = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
+    model.load_state_dict(weights)
+    return model.to(device).eval()
+
+
+def parse_list(text):
+    """Return the numbers in a text such as "3 15 27" or "3, 15, 27"; UserError if it holds anything else."""
+    if not re.fullmatch(r"\s*[0-9]{1,9}(?:(?:\s*,\s*|\s+)[0-9]{1,9})*\s*", text):
+        raise UserError(f'expected numbers such as "3 15 27 41", found {text.strip()[:40]!r}')
+    numbers = [int(number) for number in re.findall(r"[0-9]+", text)]
+    if max(numbers) >= N_NUMBERS:
+        raise UserError(f"{max(numbers)} in {text.strip()[:40]!r}: this model knows the numbers from 0 to "
+                        f"{N_NUMBERS - 1} only")
+    if len(numbers) > MOST_ASKED:
+        raise UserError(f"{len(numbers):,} numbers in one list; {MOST_ASKED:,} are the most, for attention compares "
+                        f"each with each")
+    return numbers
+
+
+def infer(args, typed):
+    """--mode infer: answer the lists on the command line, or those on standard input, one a line, after `-`."""
+    pe = args.pe[0] if "pe" in typed else "alibi"
+    path = Path(args.out_dir) / "sorting" / pe / "best_model.pth"
+    config, weights = common.load_checkpoint(path, SCRIPT)
+    wanted = {name: value for name, value in typed.items() if name in CONFIG_FLAGS and config.get(name) != value}
+    if wanted:
+        raise UserError(f"{path} was trained with {common.difference(config, wanted)}; leave those flags out, or train "
+                        f"anew with --mode train")
+    model, live = build_model(config, weights, args.device), args.sequences == ["-"] and sys.stdin.isatty()
+    if args.sequences == ["-"]:
+        texts = (line.decode(errors="replace") for line in sys.stdin.buffer if line.strip())
+    else:
+        texts = iter(args.sequences)
+    for chunk in iter(lambda: list(itertools.islice(texts, 1 if live else 256)), []):
+        lists, error = [], None
+        for text in chunk:
+            try:
+                lists.append(parse_list(text))
+                check_length(model, len(lists[-1]))
+            except UserError as first_error:  # what comes before it is still answered
+                error = first_error
+                break
+        lists = [numbers for numbers in lists if len(numbers) <= MOST_ASKED]
+        if lists:
+            for probability in logits_of(model, pad(lists)).double().sigmoid().tolist():
+                answer = "sorted" if probability > 0.5 else "unsorted"
+                print(f"{answer} {max(probability, 1 - probability):.3f}", flush=live)
+        if error:
+            raise error
+
+
+# ------------------------------------------------------------------------------------------------
+# 8. The command line
+
+SCRIPT = "positional_sorting.py"
+MOST_ASKED = 4096
+SIZES = ("n_train", "n_val", "n_test", "n_long")
+MODEL_FLAGS = ("pe", "causal", "n_layer", "n_head", "d_model", "d_ff", "pool", "max_len", "slope")
+DATA_FLAGS = ("seed", "n_train", "n_val", "n_test", "kinds", "narrow")
+TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "shift", "eval_every")
+CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
+
+
+def config_of(args, pe, model_seed):
+    """What a model depends on: saved with it, and compared before it is used. Only ALiBi is causal unless told."""
+    config = {"script": SCRIPT} | {name: value for name, value in vars(args).items() if name in CONFIG_FLAGS}
+    causal = pe == "alibi" if args.causal is None else args.causal
+    return config | {"pe": pe, "causal": causal, "model_seed": model_seed}
+
+
+def names_from(known, everything=None):
+    """An argparse type: names out of `known`, separated by commas; `everything` stands for all of them."""
+    def parse(text):
+        names = list(known) if text == everything else text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is none of {', '.join(known)}")
+        return names
+    return parse
+
+
+def command_line():
+    """Declare every flag, once, with its default and its reason."""
+    number, parser = common.number, common.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("sequences", nargs="*", help='with --mode infer: "3 15 27" ..., or - to read standard input')
+    modes = ["all", "gendata", "train", "extrapolate", "infer"]
+    parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is the first three others")
+    parser.add_argument("--pe", type=names_from(NAMES, "all"), default="sinusoidal,learned,none,alibi",
+                        help=f"encodings, separated by commas, out of {', '.join(NAMES)}; or all; infer takes alibi")
+    data = parser.add_argument_group("data")
+    some = number(int, 2, 10**7)
+    data.add_argument("--n-train", type=some, default=10_000, metavar="N", help="lists to learn from")
+    data.add_argument("--n-val", type=some, default=2_000, metavar="N", help="lists to choose the best weights by")
+    data.add_argument("--n-test", type=some, default=2_000, metavar="N", help="lists of the same lengths for the test")
+    data.add_argument("--n-long", type=some, default=2_000, metavar="N", help="lists of each of the --lengths")
+    data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", default=[16, 32, 64, 128, 256], metavar="L",
+                      help="numbers in the lists of --mode extrapolate")
+    data.add_argument("--kinds", type=names_from(KINDS[1:]), default=TRAINING_KINDS, metavar="KIND,...",
+                      help="kinds of disorder to learn from, in turn")
+    data.add_argument("--narrow", type=number(float, 0, 1), default=0.5,
+                      help="share of the lists to learn from with numbers out of a narrow window")
+    data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="which lists are drawn")
+    data.add_argument("--data-dir", default="data", help="where the lists are kept")
+    data.add_argument("--out-dir", default="out", help="where the results go")
+    model = parser.add_argument_group("model")
+    boolean = argparse.BooleanOptionalAction
+    model.add_argument("--causal", action=boolean, help="look at earlier numbers only (only alibi does unless told)")
+    model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks")
+    model.add_argument("--n-head", type=number(int, 1, 999), default=2, help="heads of an attention")
+    model.add_argument("--d-model", type=number(int, 2, 8192), default=32, help="channels that represent a number")
+    model.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
+    model.add_argument("--pool", choices=["max", "mean"], default="max", help="how one vector is made of the list")
+    model.add_argument("--max-len", type=number(int, 16, 65536), default=256,
+                       help="positions that learned and randomized have")
+    model.add_argument("--slope", type=number(float, 0), default=4.0, help="of the first head of alibi")
+    training = parser.add_argument_group("training")
+    training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="weights and batch order")
+    training.add_argument("--steps", type=number(int, 1, 10**9), default=2000, help="batches to learn from")
+    training.add_argument("--batch-size", type=number(int, 1, 10**6), default=256, help="lists a batch")
+    training.add_argument("--lr", type=number(float, 0), default=1e-2, help="highest learning rate")
+    training.add_argument("--warmup", type=number(int, 1, 10**9), default=100, help="steps to reach it")
+    training.add_argument("--weight-decay", type=number(float, 0), default=0.01, help="of matrices, not of biases")
+    training.add_argument("--shift", action=boolean, default=True, help="add a random amount to all numbers of a list")
+    training.add_argument("--eval-every", type=number(int, 1, 10**9), default=100, help="steps between validations")
+    training.add_argument("--model-seeds", type=number(int, 1, 1000), metavar="N",
+                          help="extrapolate with model seeds 1 to N (5, in --mode all 1, or more if they are there)")
+    machine = parser.add_argument_group("machine")
+    devices = ["auto", "cpu", "cuda", "mps"]
+    machine.add_argument("--device", choices=devices, default="auto", help="auto is cuda, else cpu")
+    machine.add_argument("--threads", type=number(int, 1, 1024), default=2, help="CPU threads")
+    return parser
+
+
+def main():
+    """Check what argparse cannot check, then do what --mode says."""
+    args, typed = command_line().parse()
+    if args.d_model % (2 * args.n_head):
+        fitting = math.ceil(args.d_model / (2 * args.n_head)) * 2 * args.n_head
+        raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} heads with an even number "
+                        f"of channels each; try --d-model {fitting}")
+    if (args.mode == "infer") != bool(args.sequences):
+        raise UserError('lists go with --mode infer and it with them, as in --mode infer "3 15 27 41"')
+    if args.mode == "infer" and "pe" in typed and len(args.pe) > 1:
+        raise UserError("--mode infer asks one model; name one --pe")
+    if odd := [name for name in SIZES if getattr(args, name) % 2]:
+        raise UserError(f"--{odd[0].replace('_', '-')} must be even: each sorted list goes with an unsorted one")
+    args.device = common.pick_device(args.device, args.threads)
+    if args.mode in ("all", "gendata"):
+        generate_data(args)
+    if args.mode in ("all", "train"):
+        data = load_data(args, SPLITS)
+        for pe in args.pe:
+            train(args, pe, data)
+    if args.mode in ("all", "extrapolate"):
+        extrapolate(args)
+    if args.mode == "infer":
+        infer(args, typed)
+
+
+if __name__ == "__main__":
+    common.run(main)
