@@ -194,12 +194,7 @@ def load_data(args):
     UserError if the files were made with other settings than the flags ask for, or hold anything but sums.
     """
     folder, wanted = Path(args.data_dir) / "addition", data_settings(args)
-    if not folder.exists() or not any(folder.iterdir()) or common.read_json(folder / "settings.json") == "unfinished":
-        generate_data(args)
-    found = common.read_json(folder / "settings.json")
-    if found != wanted:
-        raise UserError(f"{folder} was made with {common.difference(found, wanted)}; type --mode gendata with the "
-                        f"flags you want, pass the flags it was made with, or choose another --data-dir")
+    common.ready_data(folder, wanted, lambda: generate_data(args))
     problems = {}
     for split in SPLITS:
         records = common.read_jsonl(folder / f"{split}.jsonl", lambda record: check_record(record, args.num_digits))

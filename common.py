@@ -169,6 +169,19 @@ def difference(found, wanted):
     return ", ".join(f"{name} {found.get(name)} (wanted {wanted[name]})" for name in names) or "other settings"
 
 
+def ready_data(folder, wanted, generate):
+    """Call generate() if there are no data in the folder or only half-made ones.
+
+    UserError if they were made with other settings than those wanted, as settings.json, written last, tells.
+    """
+    if not folder.exists() or not any(folder.iterdir()) or read_json(folder / "settings.json") == "unfinished":
+        generate()
+    found = read_json(folder / "settings.json")
+    if found != wanted:
+        raise UserError(f"{folder} was made with {difference(found, wanted)}; type --mode gendata with the flags you "
+                        f"want, pass the flags it was made with, or choose another --data-dir")
+
+
 # ------------------------------------------------------------------------------------------------
 # Machine
 

@@ -52,9 +52,9 @@ from common import UserError, log
 
 N_NUMBERS, PAD = 100, 100  # numbers 0 to 99; token 100 fills up short lists
 KINDS = ("sorted", "adjacent_swap", "random_swap", "swaps", "shuffled", "reversed")
-TRAINING_KINDS = 5 * ["adjacent_swap"] + 2 * ["random_swap"] + ["swaps", "shuffled", "reversed"]  # most of the hardest
 SPLITS = ("train", "val", "test")
-SHORTEST, LONGEST = 8, 16  # the lists to learn from
+LENGTHS = [*range(8, 17)]  # of the lists to learn from
+TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half of them full, as the last positions occur in no others
 
 
 def draw_sorted(rng, length, narrow):
@@ -91,7 +91,7 @@ def is_sorted(numbers):
     return int(all(a <= b for a, b in zip(numbers, numbers[1:])))
 
 
-def draw_records(rng, n, kinds, narrow, shortest, longest, seen):
+def draw_records(rng, n, kinds, narrow, lengths, seen):
     """Draw n records, n / 2 pairs of a sorted and an unsorted list of the same numbers, the kinds in turn.
 
     No two pairs consist of the same numbers: `seen` holds those drawn so far, in other splits too, and grows.
@@ -100,7 +100,7 @@ def draw_records(rng, n, kinds, narrow, shortest, longest, seen):
     for kind in itertools.islice(itertools.cycle(kinds), n // 2):
         numbers = None
         while numbers is None or tuple(numbers) in seen:
-            numbers = draw_sorted(rng, shortest + int((longest + 1 - shortest) * rng.random()), narrow)
+            numbers = draw_sorted(rng, lengths[int(len(lengths) * rng.random())], narrow)
         seen.add(tuple(numbers))
         for x, name in ((numbers, "sorted"), (disorder(rng, numbers, kind), kind)):
             records.append({"sequence": x, "is_sorted": is_sorted(x), "length": len(x), "kind": name})
@@ -118,19 +118,18 @@ def generate_data(args):
     --kinds and --narrow concern the lists to learn from. Those that measure are always of all kinds in equal shares.
     """
     folder, seen = common.folder(args.data_dir, "sorting"), set()
-    sets = {"test": (args.n_test, SHORTEST, LONGEST), "val": (args.n_val, SHORTEST, LONGEST),
-            "train": (args.n_train, SHORTEST, LONGEST)}
-    sets |= {f"extrapolation/{length}": (args.n_long, length, length) for length in args.lengths}
+    sets = [("test", args.n_test, LENGTHS), ("val", args.n_val, LENGTHS), ("train", args.n_train, TRAINING_LENGTHS)]
+    sets += [(f"extrapolation/{length}", args.n_long, [length]) for length in args.lengths]
     common.write_json(folder / "settings.json", "unfinished")  # so that a run killed here is noticed later
-    for i, (name, (n, shortest, longest)) in enumerate(sets.items()):
+    for i, (name, n, lengths) in enumerate(sets):
         # A generator for each file, so that none depends on the others' sizes. random.random() is the one whose numbers
         # Python promises never to change.
-        rng = random.Random(10_000 * args.seed + (i if longest == LONGEST else longest))
+        rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (KINDS[1:], 0.5)
-        common.write_jsonl(folder / f"{name}.jsonl", draw_records(rng, n, kinds, narrow, shortest, longest, seen))
+        common.write_jsonl(folder / f"{name}.jsonl", draw_records(rng, n, kinds, narrow, lengths, seen))
     common.write_json(folder / "settings.json", data_settings(args))
-    log(f"data: wrote {args.n_train:,} train, {args.n_val:,} val and {args.n_test:,} test lists of {SHORTEST} to "
-        f"{LONGEST} numbers, {args.n_long:,} for each of the lengths {args.lengths}, to {folder}, seed {args.seed}")
+    log(f"data: wrote {args.n_train:,} train, {args.n_val:,} val and {args.n_test:,} test lists of {LENGTHS[0]} to "
+        f"{LENGTHS[-1]} numbers, {args.n_long:,} for each of the lengths {args.lengths}, to {folder}, seed {args.seed}")
 
 
 def check_record(record):
@@ -152,12 +151,7 @@ def load_data(args, names):
     other settings than the flags ask for, or a label is not true.
     """
     folder, wanted = Path(args.data_dir) / "sorting", data_settings(args)
-    if not folder.exists() or not any(folder.iterdir()) or common.read_json(folder / "settings.json") == "unfinished":
-        generate_data(args)
-    found = common.read_json(folder / "settings.json")
-    if found != wanted:
-        raise UserError(f"{folder} was made with {common.difference(found, wanted)}; type --mode gendata with the "
-                        f"flags you want, pass the flags it was made with, or choose another --data-dir")
+    common.ready_data(folder, wanted, lambda: generate_data(args))
     data = {}
     for name in names:
         records = common.read_jsonl(folder / f"{name}.jsonl", check_record)
@@ -398,7 +392,7 @@ def fit(config, data, device):
         f"{math.log(2):.2f}")
     lists, target = data["train"][0], (data["train"][1] == 0).float()  # (N, T), (N,)
     val_lists, val_kinds = data["val"]
-    optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.95))
+    optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.98))
     amounts = torch.Generator().manual_seed(config.model_seed)
     history, best, losses, start = [], None, [], time.time()
     for step, batch in zip(range(config.steps), common.batches(len(lists), config.batch_size, config.model_seed)):
@@ -445,7 +439,7 @@ def train(args, pe, data):
                     "seconds": history[-1]["seconds"]}
     common.write_json(out / "training_log.json", training_log)
     plot_training(training_log, out / "training_curves.png")
-    print(f"{describe(config)}: test accuracy {100 * accuracy:.2f}% on lists of {SHORTEST} to {LONGEST} ("
+    print(f"{describe(config)}: test accuracy {100 * accuracy:.2f}% on lists of {LENGTHS[0]} to {LENGTHS[-1]} ("
           + ", ".join(f"{name} {100 * share:.1f}" for name, share in recall.items()) + ")", flush=True)
 
 
@@ -592,7 +586,7 @@ LOOKS = {"sinusoidal": ("tab:blue", "o", "-"), "learned": ("tab:orange", "s", "-
 
 def draw_lengths(axis, settings, labels, curves):
     """Draw mean and range over the seeds against the length: curves {pe: {length: values per seed}}."""
-    axis.axvspan(SHORTEST, LONGEST, color="0.88", zorder=0)
+    axis.axvspan(LENGTHS[0], LENGTHS[-1], color="0.88", zorder=0)
     for i, (pe, values) in enumerate(curves.items()):
         colour, marker, line = LOOKS[pe]
         asked = pe in ("sinusoidal", "learned", "none")  # by the assignment
@@ -613,7 +607,7 @@ def plot_extrapolation(settings, labels, results, path):
                  {pe: {length: row["per_seed"] for length, row in rows.items()} for pe, rows in results.items()})
     axis.axhline(50, color="black", linewidth=1, linestyle=":")
     axis.text(settings["lengths"][-1], 50.6, "chance", ha="right")
-    axis.text(math.sqrt(SHORTEST * LONGEST), 103, "trained on", ha="center", color="0.4")
+    axis.text(math.sqrt(LENGTHS[0] * LENGTHS[-1]), 103, "trained on", ha="center", color="0.4")
     last = str(settings["lengths"][-1])
     holds = [labels[pe] for pe, rows in results.items() if rows[last]["accuracy"] > 0.9]
     axis.set(title=f"Is the list sorted?  At length {last}, above 90%: {' and '.join(holds) or 'none'}", ylim=(44, 106),
@@ -730,7 +724,7 @@ def config_of(args, pe, model_seed):
 def names_from(known, everything=None):
     """An argparse type: names out of `known`, separated by commas; `everything` stands for all of them."""
     def parse(text):
-        names = list(known) if text == everything else text.split(",")
+        names = [*known] if text == everything else text.split(",")
         if unknown := [name for name in names if name not in known]:
             raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is none of {', '.join(known)}")
         return names
@@ -753,7 +747,7 @@ def command_line():
     data.add_argument("--n-long", type=some, default=2_000, metavar="N", help="lists of each of the --lengths")
     data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", default=[16, 32, 64, 128, 256], metavar="L",
                       help="numbers in the lists of --mode extrapolate")
-    data.add_argument("--kinds", type=names_from(KINDS[1:]), default=TRAINING_KINDS, metavar="KIND,...",
+    data.add_argument("--kinds", type=names_from(KINDS[1:]), default=[*KINDS[1:]], metavar="KIND,...",
                       help="kinds of disorder to learn from, in turn")
     data.add_argument("--narrow", type=number(float, 0, 1), default=0.5,
                       help="share of the lists to learn from with numbers out of a narrow window")
@@ -773,7 +767,7 @@ def command_line():
     model.add_argument("--slope", type=number(float, 0), default=4.0, help="of the first head of alibi")
     training = parser.add_argument_group("training")
     training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="weights and batch order")
-    training.add_argument("--steps", type=number(int, 1, 10**9), default=2000, help="batches to learn from")
+    training.add_argument("--steps", type=number(int, 1, 10**9), default=3000, help="batches to learn from")
     training.add_argument("--batch-size", type=number(int, 1, 10**6), default=256, help="lists a batch")
     training.add_argument("--lr", type=number(float, 0), default=1e-2, help="highest learning rate")
     training.add_argument("--warmup", type=number(int, 1, 10**9), default=100, help="steps to reach it")

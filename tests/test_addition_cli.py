@@ -1,35 +1,25 @@
 """attention_addition.py as its users meet it: a subprocess a case."""
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import unittest
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parents[1]
+from tests.command import CommandLineCase, contents, refused_checkpoints, run, side_by_side
+
+SCRIPT = "attention_addition.py"
 TINY = ["--num-digits", "2", "--steps", "30", "--eval-every", "10", "--d-model", "16", "--d-ff", "16", "--n-head", "2",
         "--n-layer", "1", "--n-train", "200", "--n-val", "50", "--n-test", "50", "--threads", "1"]
 
 
 def adder(*arguments, stdin=None):
-    return subprocess.run([sys.executable, "attention_addition.py", *arguments], cwd=TOP, capture_output=True,
-                          input=stdin, timeout=300)
+    return run(SCRIPT, *arguments, stdin=stdin)
 
 
-def side_by_side(commands, stdins=None):
-    """Run command lines two at a time: most of each is the import of torch."""
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda command, stdin: adder(*command, stdin=stdin), commands,
-                             stdins or [None] * len(commands)))
+def adders(commands, stdins=None):
+    return side_by_side([[SCRIPT, *command] for command in commands], stdins)
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
-
-
-class CommandLine(unittest.TestCase):
+class CommandLine(CommandLineCase):
     @classmethod
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
@@ -38,13 +28,6 @@ class CommandLine(unittest.TestCase):
         cls.places = ["--data-dir", str(cls.folder / "data"), "--out-dir", str(cls.folder / "out")]
         cls.run_ = adder("--mode", "train", *TINY, *cls.places)
         cls.before = contents(folder.name)
-
-    def assert_error(self, result, sentence):
-        message = result.stderr.decode()
-        self.assertEqual(result.returncode, 2, message)
-        self.assertRegex(message, sentence)
-        self.assertTrue(message.startswith("error: ") and message.count("\n") == 1, message)
-        self.assertEqual(contents(self.folder), self.before)
 
     def test_train_makes_what_it_needs(self):
         self.assertEqual(self.run_.returncode, 0, self.run_.stderr)
@@ -109,7 +92,7 @@ class CommandLine(unittest.TestCase):
 
     def test_infer(self):
         command = ["--mode", "infer", *self.places]
-        arguments, stream = side_by_side([[*command, "34+15", "99+99"], [*command, "-"]],
+        arguments, stream = adders([[*command, "34+15", "99+99"], [*command, "-"]],
                                          [None, b"34+15\n\n 099 + 99 \r\n"])
         self.assertRegex(arguments.stdout.decode(), r"\A34\+15=\d{1,3}\n99\+99=\d{1,3}\n\Z")
         self.assertEqual((arguments.stderr, arguments.returncode), (b"", 0))
@@ -117,7 +100,7 @@ class CommandLine(unittest.TestCase):
 
     def test_infer_many_and_none(self):
         stdins = [b"".join(b"%d+55\n" % (10 + i % 90) for i in range(3000)), b""]
-        many, none = side_by_side([["--mode", "infer", *self.places, "-"]] * 2, stdins)
+        many, none = adders([["--mode", "infer", *self.places, "-"]] * 2, stdins)
         self.assertEqual(len(many.stdout.splitlines()), 3000)
         self.assertEqual((none.stdout, none.returncode), (b"", 0))
 
@@ -130,11 +113,11 @@ class CommandLine(unittest.TestCase):
         cases = {"12+3": "numbers from 10 to 99 only", "123+45": "numbers from 10 to 99", "12-13": "expected a problem",
                  "1a+22": "expected a problem", "": "expected a problem", "12+13+14": "expected a problem",
                  "\u0661\u0662+13": "expected a problem", "9" * 100_000 + "+12": "numbers from 10"}
-        results = side_by_side([["--mode", "infer", *self.places, "--", problem] for problem in cases])
+        results = adders([["--mode", "infer", *self.places, "--", problem] for problem in cases])
         for result, sentence in zip(results, cases.values()):
             self.assert_error(result, sentence)
         stdins = [b"\x00\xff\n", b"9" * 10_000_000 + b"+1\n", b"0" * 1_000_000 + b"x"]
-        for result in side_by_side([["--mode", "infer", *self.places, "-"]] * 3, stdins):
+        for result in adders([["--mode", "infer", *self.places, "-"]] * 3, stdins):
             self.assert_error(result, "error: ")
 
     def test_bad_flags(self):
@@ -157,23 +140,13 @@ class CommandLine(unittest.TestCase):
             ("--mode", "train", *TINY, "--data-dir", str(self.folder / "data"), "--out-dir", __file__): "out-dir",
             ("--mode", "gendata", "--data-dir", __file__): "data-dir",
         }
-        for result, sentence in zip(side_by_side(cases), cases.values()):
+        for result, sentence in zip(adders(cases), cases.values()):
             with self.subTest(sentence):
                 self.assert_error(result, sentence)
 
     def test_a_bad_checkpoint_is_refused(self):
-        whole = (self.folder / "out/addition/best_model.pth").read_bytes()
-        with tempfile.TemporaryDirectory() as elsewhere:
-            trap = Path(elsewhere) / "trap"
-            code = b"cos\nsystem\n(S'touch %s'\ntR." % str(trap).encode()
-            bad = [b"", whole[:1000], whole[:-100], b"hello", code]
-            for i, content in enumerate(bad):
-                path = Path(elsewhere) / str(i) / "addition/best_model.pth"
-                path.parent.mkdir(parents=True)
-                path.write_bytes(content)
-            results = side_by_side([["--mode", "infer", "--out-dir", str(Path(elsewhere) / str(i)), "34+15"]
-                                    for i in range(len(bad))])
-            self.assertFalse(trap.exists())
+        whole = self.before[self.folder / "out/addition/best_model.pth"]
+        results = refused_checkpoints(self, SCRIPT, "addition", whole, "34+15")
         for result in results:
             self.assert_error(result, "not a model of this script.*--mode train")
 
