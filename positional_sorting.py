@@ -141,7 +141,7 @@ def check_record(record):
             return numbers, kind
     except (KeyError, TypeError, ValueError):
         pass
-    raise ValueError(f"expected a list of numbers from 0 to {N_NUMBERS - 1}, rightly labelled, found {str(record)[:80]}")
+    raise ValueError(f"expected a list of numbers from 0 to 99 and its right label, found {str(record)[:80]}")
 
 
 def load_data(args, names):
@@ -207,8 +207,8 @@ def learned(position, table):
 def random_positions(present, max_len, generator=None):
     """Randomized positions (Ruoss et al. 2023): not 0, 1, 2, ... but a random choice, in order, from a longer range.
 
-    present (B, T), True where there is a number -> positions (B, T) for sinusoidal(). Short lists are so spread out that
-    training meets every position a long list has; what the model can rely on is which of two is larger.
+    present (B, T), True where there is a number -> positions (B, T) for sinusoidal(). Short lists are so spread out
+    that training meets every position a long list has; what the model can rely on is which of two is larger.
     """
     chosen = torch.randperm(max_len, generator=generator)[:present.shape[1]].to(present.device)
     return chosen.masked_fill(~present, max_len).sort(dim=-1).values
@@ -257,7 +257,7 @@ class MultiHeadAttention(nn.Module):
         self.weights = nn.Identity()  # does nothing: a place with a name, to listen in with a hook
 
     def forward(self, x, mask, bias=None, rope_position=None):
-        """x (B, T, C); mask, broadcast to (B, n_head, T, T), is True where a query may look; bias is added to scores."""
+        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may look."""
         B, T, C = x.shape
         qkv = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                    # (B, n_head, T, d_head) each
@@ -299,10 +299,11 @@ class SortednessEncoder(nn.Module):
         if pe == "learned":
             self.position_table = nn.Parameter(torch.randn(max_len, d_model) / math.sqrt(2))  # as large as sinusoids
 
-    def forward(self, x):
-        """x (B, T), PAD after the end of a list -> logits (B,)."""
+    def forward(self, x, position=None):
+        """x (B, T), PAD after the end of a list -> logits (B,). position (T,), 0, 1, 2, ... unless given."""
         present, (T, C) = x != PAD, (x.shape[1], self.token_embedding.embedding_dim)
-        position = torch.arange(T, device=x.device)
+        order = torch.arange(T, device=x.device)
+        position = order if position is None else position
         h, bias, rope_position = self.token_embedding(x), None, None  # h (B, T, C)
         if self.pe == "sinusoidal":
             h = h + sinusoidal(position, C)
@@ -317,7 +318,7 @@ class SortednessEncoder(nn.Module):
             bias = alibi(position, self.blocks[0].attention.n_head, self.slope)
         mask = present[:, None, None, :]                                   # (B, 1, 1, T): nobody looks at padding
         if self.causal:
-            mask = mask & (position <= position[:, None])                  # (B, 1, T, T): nor at what comes later
+            mask = mask & (order <= order[:, None])                        # (B, 1, T, T): nor at what comes later
         for block in self.blocks:
             h = block(h, mask, bias, rope_position)
         h, present = self.norm(h), present[..., None]                      # (B, T, C), (B, T, 1)
@@ -336,18 +337,21 @@ class SortednessEncoder(nn.Module):
 # disorder. Chance, and any model that cannot see the order, is 50%.
 
 
-def logits_of(model, lists, label=None):
+def logits_of(model, lists, label=None, position=None):
     """The model's logits (N,) for the lists (N, T), in pieces small enough for memory however many or long they are."""
+    device = next(model.parameters()).device
+    position = None if position is None else position.to(device)
+
     @torch.inference_mode()
     def ask(chunk):
-        return model(chunk.to(next(model.parameters()).device)).cpu()
+        return model(chunk.to(device), position).cpu()
 
     rows = max(1, min(512, 2**20 // lists.shape[1] ** 2))  # attention takes rows x n_head x T x T numbers
     return torch.cat(common.parallel_map(ask, lists.split(rows), label))
 
 
 def recalls(logits, kinds):
-    """The share of right answers for each kind: {"sorted": 0.99, "adjacent_swap": 0.5, ...}, leaving out absent ones."""
+    """The share of right answers for each kind that occurs: {"sorted": 0.99, "adjacent_swap": 0.5, ...}."""
     right = (logits > 0) == (kinds == 0)
     return {name: right[kinds == i].double().mean().item() for i, name in enumerate(KINDS) if (kinds == i).any()}
 
@@ -501,6 +505,20 @@ def find_model(args, pe, seed):
     return None
 
 
+def obtain_model(args, pe, seed, data):
+    """Return (path, model) of this encoding and model seed, trained now if it is not on disk."""
+    if (found := find_model(args, pe, seed)) is None:
+        log(f"no model of {pe} with model seed {seed}, training one")
+        if seed == args.model_seed:
+            train(args, pe, data)
+        else:
+            config = config_of(args, pe, seed)
+            model, _, _ = fit(argparse.Namespace(**config), data, args.device)
+            common.save_checkpoint(Path(args.out_dir) / "sorting" / pe / "seeds" / f"{seed}.pth", model, config)
+        found = find_model(args, pe, seed)
+    return found
+
+
 def complete(args, pe, seeds):
     """Whether the models of all seeds are there, made with the settings of the flags."""
     try:
@@ -509,42 +527,44 @@ def complete(args, pe, seeds):
         return False
 
 
-def extrapolate(args):
-    """--mode extrapolate: every encoding and model seed on lists of every length, training the models that are missing.
-
-    What is there already, models and their scores, is not made again; that includes encodings that were not asked for.
-    """
-    out, n_seeds = common.folder(args.out_dir, "sorting", "extrapolation"), args.model_seeds
-    if n_seeds is None:  # all that are there, but with --mode extrapolate five at least
+def choose_seeds(args):
+    """Model seeds 1 to --model-seeds; else all that are there, of one at least, with --mode extrapolate of five."""
+    n_seeds = args.model_seeds
+    if n_seeds is None:
         n_seeds = 5 if args.mode == "extrapolate" else 1
         while all(complete(args, pe, [n_seeds + 1]) for pe in args.pe):
             n_seeds += 1
-    seeds = range(1, n_seeds + 1)
-    names = [f"extrapolation/{length}" for length in args.lengths]
-    data = load_data(args, [*SPLITS, *names])
-    settings = {"lengths": args.lengths, "seeds": [*seeds], "data": data_settings(args)}
-    path = out / "extrapolation_results.json"
+    return [*range(1, n_seeds + 1)]
+
+
+def extrapolate(args):
+    """--mode extrapolate: every encoding and model seed on lists of every length, training the models that are missing.
+
+    What is there is not made again: models, and the scores of a model whose file is still the same. Encodings that were
+    not asked for are shown too if all their models are there.
+    """
+    out, seeds = common.folder(args.out_dir, "sorting", "extrapolation"), choose_seeds(args)
+    data = load_data(args, [*SPLITS, *(f"extrapolation/{length}" for length in args.lengths)])
+    path, settings = out / "extrapolation_results.json", {"lengths": args.lengths, "seeds": seeds,
+                                                          "data": data_settings(args)}
     old = common.read_json(path) if path.exists() else {}
-    known = old["scores"] if isinstance(old, dict) and old.get("data") == settings["data"] else {}
-    scores, models = {}, {}
+    scores = old["scores"] if isinstance(old, dict) and old.get("data") == settings["data"] else {}
+    labels, results, used = {}, {}, set()
     for pe in NAMES:
         if pe not in args.pe and not complete(args, pe, seeds):
             continue
+        tables = []
         for seed in seeds:
-            if (found := find_model(args, pe, seed)) is None:
-                log(f"extrapolate: no model of {pe} with model seed {seed}, training one")
-                config = config_of(args, pe, seed)
-                model, _, _ = fit(argparse.Namespace(**config), data, args.device)
-                common.save_checkpoint(Path(args.out_dir) / "sorting" / pe / "seeds" / f"{seed}.pth", model, config)
-                found = find_model(args, pe, seed)
-            fingerprint = hashlib.sha256(found[0].read_bytes()).hexdigest()
-            if fingerprint not in known:
-                known[fingerprint] = score_lengths(args, found[1], data, f"{pe}, model seed {seed}")
-            scores[fingerprint] = known[fingerprint]
-            models.setdefault(pe, []).append(fingerprint)
-        results = {pe: summarize([scores[fingerprint] for fingerprint in models[pe]]) for pe in models}
-        labels = {pe: describe(config_of(args, pe, 1)) for pe in models}
-        common.write_json(path, settings | {"labels": labels, "results": results, "models": models, "scores": scores})
+            file, model = obtain_model(args, pe, seed, data)
+            fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+            if fingerprint not in scores:
+                scores[fingerprint] = score_lengths(args, model, data, f"{pe}, model seed {seed}")
+            used.add(fingerprint)
+            tables.append(scores[fingerprint])
+        labels[pe], results[pe] = describe(config_of(args, pe, 1)), summarize(tables)
+        common.write_json(path, settings | {"labels": labels, "results": results, "scores": scores})
+    scores = {fingerprint: scores[fingerprint] for fingerprint in scores if fingerprint in used}
+    common.write_json(path, settings | {"labels": labels, "results": results, "scores": scores})
     plot_extrapolation(settings, labels, results, out / "extrapolation_curves.png")
     plot_kinds(settings, labels, results, out / "extrapolation_by_kind.png")
     print_extrapolation(settings, labels, results)
@@ -558,6 +578,7 @@ def score_lengths(args, model, data, label):
         lists, kinds = data[f"extrapolation/{length}"]
         recall = recalls(logits_of(model, lists, f"{label}, length {length}"), kinds)
         table[str(length)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
+    log(f"{label}: " + ", ".join(f"{100 * row['accuracy']:.1f}% at {length}" for length, row in table.items()))
     return table
 
 
@@ -646,7 +667,304 @@ def print_extrapolation(settings, labels, results):
 
 
 # ------------------------------------------------------------------------------------------------
-# 7. Asking the trained model
+# 7. Why
+#
+# Textbook stories are hypotheses. Four of them, each with the measurement that could have refuted it.
+
+
+def models_on_disk(args, seeds):
+    """{encoding: [model of each seed]} of the encodings whose models are all there."""
+    return {pe: [find_model(args, pe, seed)[1] for seed in seeds] for pe in NAMES if complete(args, pe, seeds)}
+
+
+def accuracy_of(model, lists, kinds, position=None):
+    """Balanced accuracy, the numbers standing where `position` (T,) tells."""
+    return balanced_accuracy(recalls(logits_of(model, lists, position=position), kinds))
+
+
+# 7a. What training left in the tables
+#
+# Hypothesis: a learned vector is as good as the examples that needed it. Rows beyond the longest list were never used,
+# so they are what they were drawn as (times what weight decay takes from every weight), and tell nothing of order.
+
+
+def table_change(args, model, seed):
+    """How far training turned the rows of the learned table: cosine of trained and initial row, (max_len,)."""
+    torch.manual_seed(seed)
+    config = config_of(args, "learned", seed)
+    drawn = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS}).position_table
+    return F.cosine_similarity(model.position_table.detach().cpu(), drawn.detach(), dim=1)
+
+
+def plot_tables(model, change, path):
+    """Draw the learned table, the similarity of its rows, and how far training turned them."""
+    plt, table = common.pyplot(), model.position_table.detach().cpu()
+    shown, last = min(len(table), 3 * LENGTHS[-1]), LENGTHS[-1] - 0.5
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.6))
+    image = left.imshow(table[:shown], cmap="RdBu", vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
+    left.set(title="The learned table", xlabel="channel", ylabel="position")
+    figure.colorbar(image, ax=left, label="value")
+    rows = F.normalize(table[:shown], dim=1)
+    image = middle.imshow(rows @ rows.T, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
+    middle.set(title="Similarity of its rows", xlabel="position", ylabel="position")
+    figure.colorbar(image, ax=middle, label="cosine")
+    right.plot(range(shown), change[:shown], marker="o", markersize=4, linewidth=1)
+    right.set(title="Trained rows have turned, the others have not", xlabel="position", ylim=(-0.3, 1.1),
+              ylabel="cosine of trained and initial row")
+    for axis in (left, middle):
+        axis.axhline(last, color="black", linewidth=1.5)
+        axis.grid(False)
+    middle.axvline(last, color="black", linewidth=1.5)
+    right.axvspan(-0.5, last, color="0.88", zorder=0, label="positions in training")
+    right.legend(loc="lower right")
+    common.save_figure(figure, path)
+
+
+def plot_sinusoids(d_model, path):
+    """Draw the sinusoidal table and the dot product of two of its rows by their offset."""
+    plt, table = common.pyplot(), sinusoidal(torch.arange(256), d_model)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
+    image = left.imshow(table, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    left.axhline(LENGTHS[-1] - 0.5, color="black", linewidth=1.5)
+    left.text(d_model - 1, LENGTHS[-1] + 4, "not trained on", ha="right", va="top")
+    left.set(title="The sinusoidal table", xlabel="channel (sine and cosine in turn)", ylabel="position")
+    left.grid(False)
+    figure.colorbar(image, ax=left, label="value")
+    for start, style in ((0, "-"), (100, "--")):
+        dots = table[start:start + 65] @ table[start]
+        right.plot(range(65), dots, linestyle=style, label=f"rows {start} and {start} + offset")
+    right.axvspan(0, LENGTHS[-1] - 1, color="0.88", zorder=0, label="offsets in training")
+    right.set(title="Two rows' dot product depends on the offset only", xlabel="offset (positions)",
+              ylabel="dot product")
+    right.legend()
+    common.save_figure(figure, path)
+
+
+# 7b. Unseen positions or unseen length?
+#
+# A list of 256 is new in two ways: it has positions above 15, and each query has more keys to choose from. They can be
+# separated. Lists of 16 that start at position 16, 32, ... are new in the first way only. Long lists with all positions
+# squeezed into 0 to 15 (position interpolation, Chen et al. 2023) are new in the second way, and steps are smaller.
+
+OFFSETS = (0, 16, 32, 64, 128, 240)
+
+
+def positions_or_length(models, data, lengths):
+    """Balanced accuracy of lists of 16 by where they start, and of long lists with squeezed positions, per seed."""
+    found = {"offset": {}, "squeezed": {}, "n": {}}
+    lists, kinds = data["extrapolation/16"]
+    found["n"] = {"offset": len(lists), "squeezed": min(400, len(lists))}
+    for pe in ("sinusoidal", "learned", "rope", "alibi"):
+        for model in models.get(pe, []):
+            for offset in OFFSETS:
+                if pe == "learned" and offset + lists.shape[1] > model.max_len:
+                    continue
+                accuracy = accuracy_of(model, lists, kinds, torch.arange(lists.shape[1]) + offset)
+                found["offset"].setdefault(pe, {}).setdefault(str(offset), []).append(accuracy)
+            for length in lengths:
+                position = torch.linspace(0, LENGTHS[-1] - 1, length)
+                position = position.round().long() if pe == "learned" else position  # a table has no row 3.5
+                few, their_kinds = (x[:400] for x in data[f"extrapolation/{length}"])
+                accuracy = accuracy_of(model, few, their_kinds, position)
+                found["squeezed"].setdefault(pe, {}).setdefault(str(length), []).append(accuracy)
+    return found
+
+
+def plot_positions(found, labels, path):
+    """Draw both halves of positions_or_length."""
+    plt = common.pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    for axis, key in zip(axes, ("offset", "squeezed")):
+        for pe, rows in found[key].items():
+            colour, marker, line = LOOKS[pe]
+            shares = torch.tensor([[100 * share for share in row] for row in rows.values()])
+            x = range(len(rows))
+            axis.plot(x, shares.mean(1), color=colour, marker=marker, linestyle=line, label=labels[pe])
+            axis.fill_between(x, shares.amin(1), shares.amax(1), color=colour, alpha=0.15, linewidth=0)
+            axis.set_xticks(x, rows)
+        axis.axhline(50, color="black", linewidth=1, linestyle=":")
+    axes[0].set(title="Unseen positions: lists of 16 that start further on", xlabel="position of the first number",
+                ylabel="balanced accuracy (%)", ylim=(44, 103))
+    axes[1].set(title="Unseen length: positions squeezed into 0 to 15", xlabel="numbers in the list")
+    axes[1].legend(title="mean over seeds, lowest to highest", fontsize=9)
+    common.save_figure(figure, path)
+
+
+# 7c. Attention that thins out
+#
+# Hypothesis: a softmax over more keys spreads. A head that finds the neighbour among 16 must find it among 256.
+
+
+@torch.inference_mode()
+def attention_by_length(model, data, lengths):
+    """{length: {head: entropy of its attention (nats), and mean weight on self and neighbours}}, over 100 lists."""
+    table = {}
+    for length in lengths:
+        weights, lists = [], data[f"extrapolation/{length}"][0][:100]
+        handles = [block.attention.weights.register_forward_hook(lambda module, inputs, output: weights.append(output))
+                   for block in model.blocks]
+        for chunk in lists.split(10):
+            model(chunk.to(next(model.parameters()).device))
+        for handle in handles:
+            handle.remove()
+        rows = {}
+        for layer in range(len(model.blocks)):
+            w = torch.cat(weights[layer::len(model.blocks)]).double().cpu()           # (100, n_head, T, T)
+            entropy = -torch.special.xlogy(w, w).sum(-1).mean((0, 2))                 # (n_head,)
+            left = w.diagonal(-1, dim1=2, dim2=3).mean((0, 2))
+            right = w.diagonal(1, dim1=2, dim2=3).mean((0, 2))
+            for h in range(w.shape[1]):
+                rows[f"L{layer}.H{h}"] = {"entropy": entropy[h].item(), "left": left[h].item(),
+                                          "right": right[h].item(), "self": w[:, h].diagonal(0, 1, 2).mean().item()}
+        table[str(length)] = rows
+    return table
+
+
+def sharpest(rows):
+    """The head with most mass on one neighbour, of the rows of one length."""
+    return max(rows, key=lambda name: max(rows[name]["left"], rows[name]["right"]))
+
+
+def plot_attention(tables, labels, lengths, path):
+    """Draw, for the head of each model that looks most at a neighbour at length 16, its mass there and its entropy."""
+    plt = common.pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
+    for pe, of_seeds in tables.items():
+        masses, entropies = [], []
+        for table in of_seeds:
+            name = sharpest(table[str(lengths[0])])
+            side = max(("left", "right"), key=table[str(lengths[0])][name].get)
+            masses.append([table[str(length)][name][side] for length in lengths])
+            entropies.append([table[str(length)][name]["entropy"] for length in lengths])
+        colour, marker, line = LOOKS[pe]
+        for axis, values in ((left, masses), (right, entropies)):
+            values = torch.tensor(values)
+            axis.plot(lengths, values.mean(0), color=colour, marker=marker, linestyle=line, label=labels[pe])
+            axis.fill_between(lengths, values.amin(0), values.amax(0), color=colour, alpha=0.15, linewidth=0)
+    right.plot(lengths, [math.log(length) for length in lengths], color="0.6", linewidth=1, label="uniform, ln L")
+    for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, lengths)
+        axis.minorticks_off()
+        axis.set_xlabel("numbers in the list")
+    left.set(title=f"Attention of the head that looks most at a neighbour\n(chosen at length {lengths[0]})",
+             ylabel="mean weight on that neighbour", ylim=(-0.03, 1.03))
+    right.set(title="Entropy of its attention\n", ylabel="entropy (nats)")
+    right.legend(fontsize=9)
+    common.save_figure(figure, path)
+
+
+# 7d. What the encoding that works has learned
+#
+# Hypothesis: each number is compared with the one before it, whoever is smaller than that raises a flag, and the max
+# pool asks whether any flag is up. Then the vector of one position, the one after a swap, decides alone: put it among
+# the vectors of the sorted list, and the answer must change; put all others there without it, and it must not.
+
+
+@torch.inference_mode()
+def patch_states(model, lists, kinds):
+    """Mix the vectors before pooling of a sorted list and of the same list with two neighbours swapped.
+
+    lists (N, T), in pairs. Returns the share called unsorted for the vector after the swap alone and for all others
+    without it; and the number of pairs, only those that the model gets right.
+    """
+    states = []
+    handle = model.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
+    swapped = kinds[1::2] == KINDS.index("adjacent_swap")
+    clean, corrupt = lists[0::2][swapped], lists[1::2][swapped]                # (M, T)
+    says = [torch.cat([model(chunk) for chunk in x.split(25)]) > 0 for x in (clean, corrupt)]
+    handle.remove()
+    states = torch.cat(states).view(2, *clean.shape, -1)                       # (2, M, T, C)
+    right = says[0] & ~says[1]
+    clean_states, corrupt_states = states[:, right]
+    after = F.one_hot((corrupt.diff(dim=1) < 0).int().argmax(1) + 1, clean.shape[1]).bool()[right][..., None]
+    share = {}
+    for name, where in (("alone", after), ("all others", ~after)):
+        mixed = torch.where(where, corrupt_states, clean_states)               # (M, T, C)
+        share[name] = (model.to_logit(mixed.amax(1)).squeeze(-1) <= 0).double().mean().item()
+    return share | {"n": int(right.sum())}
+
+
+@torch.inference_mode()
+def pair_table(model):
+    """The logit for lists of four times a, then four times b, for all a and b: (100, 100)."""
+    a, b = torch.cartesian_prod(torch.arange(N_NUMBERS), torch.arange(N_NUMBERS)).T
+    lists = torch.cat([a[:, None].expand(-1, 4), b[:, None].expand(-1, 4)], dim=1)
+    return logits_of(model, lists).view(N_NUMBERS, N_NUMBERS)
+
+
+def plot_algorithm(model, pairs, patched, path):
+    """Draw what every head attends to in a list with one swap, the answers for all pairs, and the patching."""
+    plt, weights = common.pyplot(), []
+    numbers = [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
+    handles = [block.attention.weights.register_forward_hook(lambda module, inputs, output: weights.append(output[0]))
+               for block in model.blocks]
+    with torch.inference_mode():
+        model(torch.tensor([numbers], device=next(model.parameters()).device))
+    for handle in handles:
+        handle.remove()
+    heads = [(f"L{layer}.H{h}", w[h].cpu()) for layer, w in enumerate(weights) for h in range(len(w))][:4]
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8.4))
+    for axis, (name, w) in zip(axes[:, :2].flat, heads):
+        image = axis.imshow(w, vmin=0, vmax=1, cmap="Blues")
+        axis.set_xticks(range(len(numbers)), numbers)
+        axis.set_yticks(range(len(numbers)), numbers)
+        axis.set(title=f"Head {name}", xlabel="looking at", ylabel="looking from")
+        axis.grid(False)
+    figure.colorbar(image, ax=axes[:, :2], label="attention weight", shrink=0.5, location="left")
+    top, bottom = axes[:, 2]
+    image = top.imshow(pairs.sigmoid(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
+    wrong = int(((pairs > 0) != (torch.arange(N_NUMBERS)[:, None] <= torch.arange(N_NUMBERS))).sum())
+    top.set(title=f"a a a a b b b b sorted?  {wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
+    top.grid(False)
+    figure.colorbar(image, ax=top, label="probability of sorted")
+    names = ("alone", "all others")
+    for i, (length, row) in enumerate(patched.items()):
+        shares = torch.tensor([[100 * share[name] for name in names] for share in row])  # (seeds, 2)
+        x = [k + (i - (len(patched) - 1) / 2) * 0.8 / len(patched) for k in range(len(names))]
+        bottom.bar(x, shares.mean(0), width=0.7 / len(patched), color=plt.cm.viridis(i / len(patched)),
+                   label=f"lists of {length}", yerr=[shares.mean(0) - shares.amin(0), shares.amax(0) - shares.mean(0)])
+    bottom.set_xticks(range(len(names)), ["only the vector\nafter the swap", "all vectors\nbut that one"])
+    bottom.set(title="Vectors of the swapped list put into the sorted one", ylabel="now called unsorted (%)",
+               ylim=(0, 119))
+    bottom.legend(loc="upper right", fontsize=9)
+    common.save_figure(figure, path)
+
+
+def analyze(args):
+    """--mode analyze: the measurements of 7a to 7d, over all model seeds that are there (of one at least)."""
+    seeds, out = choose_seeds(args), common.folder(args.out_dir, "sorting", "analysis")
+    data = load_data(args, [*SPLITS, *(f"extrapolation/{length}" for length in args.lengths)])
+    for pe in args.pe:
+        for seed in seeds:
+            obtain_model(args, pe, seed, data)
+    models = models_on_disk(args, seeds)
+    labels = {pe: describe(config_of(args, pe, 1)) for pe in models}
+    found = {"seeds": seeds, "lengths": args.lengths}
+    if "learned" in models:
+        changes = [table_change(args, model, seed) for model, seed in zip(models["learned"], seeds)]
+        found["learned_table"] = {"cosine_with_initial_row": [change.tolist() for change in changes]}
+        plot_tables(models["learned"][0], changes[0],
+                    common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png")
+    plot_sinusoids(args.d_model, out / "sinusoidal_table.png")
+    if 16 in args.lengths:
+        found["positions_or_length"] = positions_or_length(models, data, args.lengths)
+        plot_positions(found["positions_or_length"], labels, out / "positions_or_length.png")
+    found["attention"] = {pe: [attention_by_length(model, data, args.lengths) for model in of_seeds]
+                          for pe, of_seeds in models.items()}
+    plot_attention(found["attention"], labels, args.lengths, out / "attention_by_length.png")
+    if "alibi" in models:
+        patched = {str(length): [patch_states(model, *data[f"extrapolation/{length}"]) for model in models["alibi"]]
+                   for length in args.lengths}
+        pairs = [pair_table(model) for model in models["alibi"]]
+        truth = torch.arange(N_NUMBERS)[:, None] <= torch.arange(N_NUMBERS)
+        found["algorithm"] = {"patched": patched, "wrong_pairs": [int(((p > 0) != truth).sum()) for p in pairs]}
+        plot_algorithm(models["alibi"][0], pairs[0], patched, out / "algorithm.png")
+    common.write_json(out / "analysis.json", found)
+
+
+# ------------------------------------------------------------------------------------------------
+# 8. Asking the trained model
 
 
 def build_model(config, weights, device):
@@ -703,7 +1021,7 @@ def infer(args, typed):
 
 
 # ------------------------------------------------------------------------------------------------
-# 8. The command line
+# 9. The command line
 
 SCRIPT = "positional_sorting.py"
 MOST_ASKED = 4096
@@ -735,8 +1053,8 @@ def command_line():
     """Declare every flag, once, with its default and its reason."""
     number, parser = common.number, common.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("sequences", nargs="*", help='with --mode infer: "3 15 27" ..., or - to read standard input')
-    modes = ["all", "gendata", "train", "extrapolate", "infer"]
-    parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is the first three others")
+    modes = ["all", "gendata", "train", "extrapolate", "analyze", "infer"]
+    parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is the first four others")
     parser.add_argument("--pe", type=names_from(NAMES, "all"), default="sinusoidal,learned,none,alibi",
                         help=f"encodings, separated by commas, out of {', '.join(NAMES)}; or all; infer takes alibi")
     data = parser.add_argument_group("data")
@@ -768,7 +1086,7 @@ def command_line():
     training = parser.add_argument_group("training")
     training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="weights and batch order")
     training.add_argument("--steps", type=number(int, 1, 10**9), default=3000, help="batches to learn from")
-    training.add_argument("--batch-size", type=number(int, 1, 10**6), default=256, help="lists a batch")
+    training.add_argument("--batch-size", type=number(int, 1, 10**6), default=192, help="lists a batch")
     training.add_argument("--lr", type=number(float, 0), default=1e-2, help="highest learning rate")
     training.add_argument("--warmup", type=number(int, 1, 10**9), default=100, help="steps to reach it")
     training.add_argument("--weight-decay", type=number(float, 0), default=0.01, help="of matrices, not of biases")
@@ -805,6 +1123,8 @@ def main():
             train(args, pe, data)
     if args.mode in ("all", "extrapolate"):
         extrapolate(args)
+    if args.mode in ("all", "analyze"):
+        analyze(args)
     if args.mode == "infer":
         infer(args, typed)
 

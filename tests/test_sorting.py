@@ -1,4 +1,4 @@
-"""The sortedness encoder against things we did not write: PyTorch's attention, closed forms, symmetries, brute force."""
+"""The sortedness encoder against things we did not write: PyTorch's attention, closed forms, brute force."""
 import argparse
 import cmath
 import hashlib
@@ -109,7 +109,8 @@ class Data(unittest.TestCase):
             data = sort.load_data(args, [*sort.SPLITS, "extrapolation/256"])
         self.assertEqual(digest, "f8b2402779a36b04d0056151b912589c0708bf231c1a08a70aee70e3c58cae1e")
         self.assertEqual({name: tuple(lists.shape) for name, (lists, _) in data.items()},
-                         {"train": (10_000, 16), "val": (2_000, 16), "test": (2_000, 16), "extrapolation/256": (2_000, 256)})
+                         {"train": (10_000, 16), "val": (2_000, 16), "test": (2_000, 16),
+                          "extrapolation/256": (2_000, 256)})
         for lists, kinds in data.values():
             self.assertEqual(int((kinds == 0).sum()), len(lists) // 2)
 
@@ -224,8 +225,8 @@ class Model(unittest.TestCase):
         torch.manual_seed(0)
         ours = sort.MultiHeadAttention(24, 3).double()
         theirs = nn.MultiheadAttention(24, 3, batch_first=True).double()
-        theirs.load_state_dict({"in_proj_weight": ours.query_key_value.weight, "in_proj_bias": ours.query_key_value.bias,
-                                "out_proj.weight": ours.output.weight, "out_proj.bias": ours.output.bias})
+        theirs.load_state_dict({"in_proj_weight": ours.query_key_value.weight, "out_proj.weight": ours.output.weight,
+                                "in_proj_bias": ours.query_key_value.bias, "out_proj.bias": ours.output.bias})
         seen = []
         ours.weights.register_forward_hook(lambda module, inputs, output: seen.append(output))
         x = torch.randn(2, 7, 24, dtype=torch.float64)

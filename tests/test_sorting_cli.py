@@ -137,7 +137,8 @@ class CommandLine(CommandLineCase):
     def test_bad_lists(self):
         cases = {"3 100": "100 in '3 100': this model knows the numbers from 0 to 99", "3 -1": "expected numbers",
                  "3 1.5": "expected numbers", "": "expected numbers", "3;4": "expected numbers",
-                 "\u0663 \u0664": "expected numbers", "9" * 100_000: "expected numbers", "1 " * 5000: "4,096 are the most"}
+                 "\u0663 \u0664": "expected numbers", "9" * 100_000: "expected numbers",
+                 "1 " * 5000: "4,096 are the most"}
         results = side_by_side([[SCRIPT, "--mode", "infer", *self.places, "--", case] for case in cases])
         for result, sentence in zip(results, cases.values()):
             self.assert_error(result, sentence)
@@ -146,7 +147,7 @@ class CommandLine(CommandLineCase):
             self.assert_error(result, "error: ")
 
     def test_bad_flags(self):
-        data, out = self.places[:2], self.places[2:]
+        data = self.places[:2]
         cases = {
             ("--d-model", "10", "--n-head", "4"): "--d-model 16",
             ("--d-model", "6", "--n-head", "2"): "--d-model 8",
@@ -171,7 +172,7 @@ class CommandLine(CommandLineCase):
             ("--mode", "infer", "3 4", "--no-causal", *self.places): "causal True .wanted False",
             ("--mode", "infer", "--pe", "learned", "1 " * 257, *self.places): "has positions for 256 numbers.*257",
             ("--mode", "train", *TINY, *self.places, "--seed", "1"): "made with seed 641 .wanted 1.*gendata",
-            ("--mode", "extrapolate", *TINY, *data, *out, "--pool", "mean", "--model-seeds", "1"): "pool max .wanted mean",
+            ("--mode", "extrapolate", *TINY, *self.places, "--pool", "mean"): "pool max .wanted mean",
             ("--mode", "extrapolate", *TINY, *self.places, "--lengths", "64"): "lengths .16, 32. .wanted .64.",
             ("--mode", "train", *TINY, *self.places, "--device", "mps"): "--device cpu",
             ("--mode", "train", *TINY, *data, "--out-dir", __file__): "out-dir",
