@@ -3,21 +3,24 @@
 A transformer encoder is shown a list of numbers and says whether it is sorted. It learns from 10,000 lists of 8 to 16
 numbers and is then asked about lists of 32, 64, 128 and 256. The model, the data and the training are always the same.
 Only one thing differs: how the model is told where a number stands. Six ways are written out below, a few lines each,
-among them the three that everybody compares: sinusoidal, learned, and none. Textbooks promise that sinusoidal encodings
-extrapolate. We measure it, on disorder that is easy to see and on a single pair of neighbours swapped.
+among them the three that everybody compares: sinusoidal, learned, and none. (ALiBi comes with a causal mask, as in its
+paper; the others have none unless told.) Textbooks promise that sinusoidal encodings extrapolate. We measure it, on
+disorder that is easy to see and on a single pair of neighbours swapped.
 
     python positional_sorting.py                                 data, four encodings, figures: about three minutes
     python positional_sorting.py --mode gendata                  write data/sorting/*.jsonl
     python positional_sorting.py --mode train --pe sinusoidal    train one encoding, about half a minute
     python positional_sorting.py --mode extrapolate --pe all     all six on long lists, five trainings of each
+    python positional_sorting.py --mode analyze                  why: what the models attend to, under a minute
     python positional_sorting.py --mode infer "3 15 27 41"       ask the trained model
     python positional_sorting.py --help                          all flags
 
-Read it from the top: the task, the data, the encodings, attention and the model, scoring, training, long lists, the
-command line. Comments give the shape of each tensor: N or B lists, T numbers in each, C = d_model channels.
+Read it from the top: the task, the data, the encodings, attention and the model, scoring, training, long lists, why,
+the command line. Comments give the shape of each tensor: N or B lists, T numbers in each, C = d_model channels.
 It runs on torch >= 2.0.
 """
 import argparse
+import contextlib
 import hashlib
 import itertools
 import math
@@ -72,19 +75,20 @@ def disorder(rng, numbers, kind):
     any two do. shuffled: all orders are alike. reversed: from large to small.
     """
     x, length = list(numbers), len(numbers)
-    if kind == "adjacent_swap":
-        rises = [i for i in range(length - 1) if x[i] < x[i + 1]]
-        i = rises[int(len(rises) * rng.random())]
-        x[i], x[i + 1] = x[i + 1], x[i]
-    elif kind in ("random_swap", "swaps"):
-        for _ in range(1 if kind == "random_swap" else max(2, length // 3)):
-            i, j = int(length * rng.random()), int(length * rng.random())
-            x[i], x[j] = x[j], x[i]
-    elif kind == "shuffled":
-        x.sort(key=lambda _: rng.random())
-    else:
-        x.reverse()
-    return x if is_sorted(x) == 0 else disorder(rng, numbers, kind)
+    while is_sorted(x):  # two equal numbers may have changed places
+        if kind == "adjacent_swap":
+            rises = [i for i in range(length - 1) if x[i] < x[i + 1]]
+            i = rises[int(len(rises) * rng.random())]
+            x[i], x[i + 1] = x[i + 1], x[i]
+        elif kind in ("random_swap", "swaps"):
+            for _ in range(1 if kind == "random_swap" else max(2, length // 3)):
+                i, j = int(length * rng.random()), int(length * rng.random())
+                x[i], x[j] = x[j], x[i]
+        elif kind == "shuffled":
+            x.sort(key=lambda _: rng.random())
+        else:
+            x.reverse()
+    return x
 
 
 def is_sorted(numbers):
@@ -199,7 +203,8 @@ def sinusoidal(position, d_model):
 def learned(position, table):
     """A vector for each position, added to the tokens and trained with everything else.
 
-    position (T,), table (max_len, C) -> (T, C). Rows that no training list reaches stay as they were drawn.
+    position (T,), table (max_len, C) -> (T, C). Rows that no training list reaches get no gradient: they stay as they
+    were drawn, if a little smaller from weight decay.
     """
     return table[position]
 
@@ -509,7 +514,7 @@ def obtain_model(args, pe, seed, data):
     """Return (path, model) of this encoding and model seed, trained now if it is not on disk."""
     if (found := find_model(args, pe, seed)) is None:
         log(f"no model of {pe} with model seed {seed}, training one")
-        if seed == args.model_seed:
+        if seed == args.model_seed and not (Path(args.out_dir) / "sorting" / pe / "best_model.pth").exists():
             train(args, pe, data)
         else:
             config = config_of(args, pe, seed)
@@ -528,13 +533,13 @@ def complete(args, pe, seeds):
 
 
 def choose_seeds(args):
-    """Model seeds 1 to --model-seeds; else all that are there, of one at least, with --mode extrapolate of five."""
-    n_seeds = args.model_seeds
-    if n_seeds is None:
-        n_seeds = 5 if args.mode == "extrapolate" else 1
-        while all(complete(args, pe, [n_seeds + 1]) for pe in args.pe):
-            n_seeds += 1
-    return [*range(1, n_seeds + 1)]
+    """As many as --model-seeds says, counted from --model-seed; else all that are there, at least one or five."""
+    n = args.model_seeds
+    if n is None:
+        n = 5 if args.mode == "extrapolate" else 1
+        while all(complete(args, pe, [args.model_seed + n]) for pe in args.pe):
+            n += 1
+    return [*range(args.model_seed, args.model_seed + n)]
 
 
 def extrapolate(args):
@@ -549,7 +554,7 @@ def extrapolate(args):
                                                           "data": data_settings(args)}
     old = common.read_json(path) if path.exists() else {}
     scores = old["scores"] if isinstance(old, dict) and old.get("data") == settings["data"] else {}
-    labels, results, used = {}, {}, set()
+    labels, in_range, results, used = {}, {}, {}, set()
     for pe in NAMES:
         if pe not in args.pe and not complete(args, pe, seeds):
             continue
@@ -562,23 +567,25 @@ def extrapolate(args):
             used.add(fingerprint)
             tables.append(scores[fingerprint])
         labels[pe], results[pe] = describe(config_of(args, pe, 1)), summarize(tables)
-        common.write_json(path, settings | {"labels": labels, "results": results, "scores": scores})
+        in_range[pe] = results[pe].pop("test")
+        found = settings | {"labels": labels, "in_range": in_range, "results": results}
+        common.write_json(path, found | {"scores": scores})
     scores = {fingerprint: scores[fingerprint] for fingerprint in scores if fingerprint in used}
-    common.write_json(path, settings | {"labels": labels, "results": results, "scores": scores})
-    plot_extrapolation(settings, labels, results, out / "extrapolation_curves.png")
-    plot_kinds(settings, labels, results, out / "extrapolation_by_kind.png")
-    print_extrapolation(settings, labels, results)
+    common.write_json(path, found | {"scores": scores})
+    plot_extrapolation(found, out / "extrapolation_curves.png")
+    plot_kinds(found, out / "extrapolation_by_kind.png")
+    print_extrapolation(found)
 
 
 def score_lengths(args, model, data, label):
-    """Return {"16": {"accuracy": balanced, "recall": {kind: share}}, ...} for every length."""
+    """Return {"test": {"accuracy": balanced, "recall": {kind: share}}, "16": ..., ...}: as trained, then longer."""
     table = {}
-    for length in args.lengths:
-        check_length(model, length)
-        lists, kinds = data[f"extrapolation/{length}"]
-        recall = recalls(logits_of(model, lists, f"{label}, length {length}"), kinds)
-        table[str(length)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
-    log(f"{label}: " + ", ".join(f"{100 * row['accuracy']:.1f}% at {length}" for length, row in table.items()))
+    for name in ["test", *args.lengths]:
+        lists, kinds = data[name if name == "test" else f"extrapolation/{name}"]
+        check_length(model, lists.shape[1])
+        recall = recalls(logits_of(model, lists, f"{label}, length {name}"), kinds)
+        table[str(name)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
+    log(f"{label}: " + ", ".join(f"{100 * row['accuracy']:.1f}% at {name}" for name, row in table.items()))
     return table
 
 
@@ -605,47 +612,43 @@ LOOKS = {"sinusoidal": ("tab:blue", "o", "-"), "learned": ("tab:orange", "s", "-
          "rope": ("tab:purple", "v", "--"), "alibi": ("tab:green", "*", "-"), "randomized": ("tab:red", "D", ":")}
 
 
-def draw_lengths(axis, settings, labels, curves):
-    """Draw mean and range over the seeds against the length: curves {pe: {length: values per seed}}."""
+def draw_lengths(axis, found, pick):
+    """Draw mean and range over the seeds against the length, of what pick(row of the results) returns for each seed."""
     axis.axvspan(LENGTHS[0], LENGTHS[-1], color="0.88", zorder=0)
-    for i, (pe, values) in enumerate(curves.items()):
+    for pe, rows in found["results"].items():
         colour, marker, line = LOOKS[pe]
         asked = pe in ("sinusoidal", "learned", "none")  # by the assignment
-        shares = torch.tensor([[100 * share for share in values[str(length)]] for length in settings["lengths"]])
-        axis.plot(settings["lengths"], shares.mean(1), color=colour, marker=marker, linestyle=line, label=labels[pe],
-                  linewidth=3 if asked else 1.5, markersize=8 if marker == "*" else 5, zorder=3 - asked)
-        axis.fill_between(settings["lengths"], shares.amin(1), shares.amax(1), color=colour, alpha=0.15, linewidth=0)
+        shares = 100 * torch.tensor([pick(rows[str(length)]) for length in found["lengths"]])  # (lengths, seeds)
+        axis.plot(found["lengths"], shares.mean(1), color=colour, marker=marker, linestyle=line,
+                  label=found["labels"][pe], linewidth=3 if asked else 1.5, markersize=8 if marker == "*" else 5)
+        axis.fill_between(found["lengths"], shares.amin(1), shares.amax(1), color=colour, alpha=0.15, linewidth=0)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(settings["lengths"], settings["lengths"])
+    axis.set_xticks(found["lengths"], found["lengths"])
     axis.minorticks_off()
 
 
-def plot_extrapolation(settings, labels, results, path):
+def plot_extrapolation(found, path):
     """Draw the balanced accuracy of every encoding against the length of the lists."""
-    plt = common.pyplot()
-    figure, axis = plt.subplots(figsize=(8, 5))
-    draw_lengths(axis, settings, labels,
-                 {pe: {length: row["per_seed"] for length, row in rows.items()} for pe, rows in results.items()})
+    plt, n, longest = common.pyplot(), len(found["seeds"]), found["lengths"][-1]
+    figure, axis = plt.subplots(figsize=(9, 4.8))
+    draw_lengths(axis, found, lambda row: row["per_seed"])
     axis.axhline(50, color="black", linewidth=1, linestyle=":")
-    axis.text(settings["lengths"][-1], 50.6, "chance", ha="right")
+    axis.text(longest, 50.6, "chance", ha="right")
     axis.text(math.sqrt(LENGTHS[0] * LENGTHS[-1]), 103, "trained on", ha="center", color="0.4")
-    last = str(settings["lengths"][-1])
-    holds = [labels[pe] for pe, rows in results.items() if rows[last]["accuracy"] > 0.9]
-    axis.set(title=f"Is the list sorted?  At length {last}, above 90%: {' and '.join(holds) or 'none'}", ylim=(44, 106),
-             xlabel="numbers in the list", ylabel="balanced accuracy (%)")
-    n = len(settings["seeds"])
-    axis.legend(title=f"mean of {n} model seed{'s' * (n > 1)}" + (", band: lowest to highest" if n > 1 else ""),
-                fontsize=10, loc="center left", bbox_to_anchor=(1, 0.5))
+    holds = [found["labels"][pe] for pe, rows in found["results"].items() if rows[str(longest)]["accuracy"] > 0.9]
+    axis.set(title=f"Is the list sorted?  Above 90% at length {longest}: {' and '.join(holds) or 'none'}",
+             xlabel="numbers in the list", ylabel="balanced accuracy (%)", ylim=(44, 106))
+    axis.legend(title=f"{n} model seed{'s: mean and range' if n > 1 else ''}", fontsize=10, loc="center left",
+                bbox_to_anchor=(1, 0.5))
     common.save_figure(figure, path)
 
 
-def plot_kinds(settings, labels, results, path):
+def plot_kinds(found, path):
     """Draw the recall of every kind of list against its length, a panel for each kind."""
     plt = common.pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True)
     for axis, kind in zip(axes.flat, KINDS):
-        draw_lengths(axis, settings, labels, {pe: {length: row["by_kind_per_seed"].get(kind, [math.nan])
-                                                   for length, row in rows.items()} for pe, rows in results.items()})
+        draw_lengths(axis, found, lambda row: row["by_kind_per_seed"].get(kind, [math.nan]))
         axis.set(title=kind.replace("_", " "), ylim=(-4, 104))
     figure.supxlabel("numbers in the list (shaded: those trained on)")
     figure.supylabel("lists of this kind right (%)")
@@ -655,15 +658,17 @@ def plot_kinds(settings, labels, results, path):
     common.save_figure(figure, path)
 
 
-def print_extrapolation(settings, labels, results):
+def print_extrapolation(found):
     """Print the accuracy at every length, and the worst of all kinds and seeds."""
-    print(f"balanced accuracy (%), mean +- standard deviation of {len(settings['seeds'])} model seeds, and the lowest "
-          f"recall of a kind for any seed and length")
-    print(" " * 22 + "".join(f"{length:>14}" for length in settings["lengths"]) + f"{'lowest':>10}")
-    for pe, rows in results.items():
-        cells = [f"{100 * row['accuracy']:6.2f} +- {100 * row['std']:4.2f}" for row in rows.values()]
-        lowest = min(min(values) for row in rows.values() for values in row["by_kind_per_seed"].values())
-        print(f"{labels[pe]:<22}" + "".join(f"{cell:>14}" for cell in cells) + f"{100 * lowest:10.1f}")
+    print(f"balanced accuracy (%), mean +- standard deviation of {len(found['seeds'])} model seeds, on lists as "
+          f"trained on and longer ones; and the lowest recall of any kind, seed and length")
+    lengths = [f"{LENGTHS[0]}-{LENGTHS[-1]}", *found["lengths"]]
+    print(" " * 22 + "".join(f"{length:>15}" for length in lengths) + f"{'lowest':>10}")
+    for pe, rows in found["results"].items():
+        rows = [found["in_range"][pe], *rows.values()]
+        cells = [f"{100 * row['accuracy']:6.2f} +- {100 * row['std']:4.2f}" for row in rows]
+        lowest = min(min(values) for row in rows for values in row["by_kind_per_seed"].values())
+        print(f"{found['labels'][pe]:<22}" + "".join(f"{cell:>15}" for cell in cells) + f"{100 * lowest:10.1f}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -680,6 +685,26 @@ def models_on_disk(args, seeds):
 def accuracy_of(model, lists, kinds, position=None):
     """Balanced accuracy, the numbers standing where `position` (T,) tells."""
     return balanced_accuracy(recalls(logits_of(model, lists, position=position), kinds))
+
+
+@contextlib.contextmanager
+def recording(*modules):
+    """Yield a list for each module, to which every forward pass adds its output (by PyTorch's forward hooks)."""
+    def keep_in(outputs):
+        return lambda module, inputs, output: outputs.append(output)
+
+    seen = [[] for _ in modules]
+    handles = [module.register_forward_hook(keep_in(outputs)) for module, outputs in zip(modules, seen)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_weights(model):
+    """The places to listen to: the attention weights (B, n_head, T, T) of each layer."""
+    return [block.attention.weights for block in model.blocks]
 
 
 # 7a. What training left in the tables
@@ -800,22 +825,17 @@ def attention_by_length(model, data, lengths):
     """{length: {head: entropy of its attention (nats), and mean weight on self and neighbours}}, over 100 lists."""
     table = {}
     for length in lengths:
-        weights, lists = [], data[f"extrapolation/{length}"][0][:100]
-        handles = [block.attention.weights.register_forward_hook(lambda module, inputs, output: weights.append(output))
-                   for block in model.blocks]
-        for chunk in lists.split(10):
-            model(chunk.to(next(model.parameters()).device))
-        for handle in handles:
-            handle.remove()
-        rows = {}
-        for layer in range(len(model.blocks)):
-            w = torch.cat(weights[layer::len(model.blocks)]).double().cpu()           # (100, n_head, T, T)
-            entropy = -torch.special.xlogy(w, w).sum(-1).mean((0, 2))                 # (n_head,)
-            left = w.diagonal(-1, dim1=2, dim2=3).mean((0, 2))
-            right = w.diagonal(1, dim1=2, dim2=3).mean((0, 2))
+        lists, rows = data[f"extrapolation/{length}"][0][:100], {}
+        with recording(*attention_weights(model)) as layers:
+            for chunk in lists.split(10):
+                model(chunk.to(next(model.parameters()).device))
+        for layer, chunks in enumerate(layers):
+            w = torch.cat(chunks).double().cpu()                                          # (100, n_head, T, T)
+            means = {"entropy": -torch.special.xlogy(w, w).sum(-1).mean((0, 2))}          # (n_head,) each
+            means |= {name: w.diagonal(offset, dim1=2, dim2=3).mean((0, 2))
+                      for name, offset in (("left", -1), ("self", 0), ("right", 1))}
             for h in range(w.shape[1]):
-                rows[f"L{layer}.H{h}"] = {"entropy": entropy[h].item(), "left": left[h].item(),
-                                          "right": right[h].item(), "self": w[:, h].diagonal(0, 1, 2).mean().item()}
+                rows[f"L{layer}.H{h}"] = {name: mean[h].item() for name, mean in means.items()}
         table[str(length)] = rows
     return table
 
@@ -868,19 +888,18 @@ def patch_states(model, lists, kinds):
     lists (N, T), in pairs. Returns the share called unsorted for the vector after the swap alone and for all others
     without it; and the number of pairs, only those that the model gets right.
     """
-    states = []
-    handle = model.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
-    swapped = kinds[1::2] == KINDS.index("adjacent_swap")
-    clean, corrupt = lists[0::2][swapped], lists[1::2][swapped]                # (M, T)
-    says = [torch.cat([model(chunk) for chunk in x.split(25)]) > 0 for x in (clean, corrupt)]
-    handle.remove()
-    states = torch.cat(states).view(2, *clean.shape, -1)                       # (2, M, T, C)
+    swapped, device = kinds[1::2] == KINDS.index("adjacent_swap"), next(model.parameters()).device
+    clean, corrupt = (x[swapped].to(device) for x in (lists[0::2], lists[1::2]))   # (M, T) each
+    with recording(model.norm) as (states,):
+        says = [torch.cat([model(chunk) for chunk in x.split(25)]) > 0 for x in (clean, corrupt)]
+    states = torch.cat(states).view(2, *clean.shape, -1)                           # (2, M, T, C)
     right = says[0] & ~says[1]
     clean_states, corrupt_states = states[:, right]
-    after = F.one_hot((corrupt.diff(dim=1) < 0).int().argmax(1) + 1, clean.shape[1]).bool()[right][..., None]
+    place = (corrupt.diff(dim=1) < 0).int().argmax(1) + 1                          # (M,): after the swap
+    after = F.one_hot(place, clean.shape[1]).bool()[right][..., None]              # (M, T, 1)
     share = {}
     for name, where in (("alone", after), ("all others", ~after)):
-        mixed = torch.where(where, corrupt_states, clean_states)               # (M, T, C)
+        mixed = torch.where(where, corrupt_states, clean_states)                   # (M, T, C)
         share[name] = (model.to_logit(mixed.amax(1)).squeeze(-1) <= 0).double().mean().item()
     return share | {"n": int(right.sum())}
 
@@ -895,17 +914,12 @@ def pair_table(model):
 
 def plot_algorithm(model, pairs, patched, path):
     """Draw what every head attends to in a list with one swap, the answers for all pairs, and the patching."""
-    plt, weights = common.pyplot(), []
-    numbers = [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
-    handles = [block.attention.weights.register_forward_hook(lambda module, inputs, output: weights.append(output[0]))
-               for block in model.blocks]
-    with torch.inference_mode():
+    plt, numbers = common.pyplot(), [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
+    with torch.inference_mode(), recording(*attention_weights(model)) as layers:
         model(torch.tensor([numbers], device=next(model.parameters()).device))
-    for handle in handles:
-        handle.remove()
-    heads = [(f"L{layer}.H{h}", w[h].cpu()) for layer, w in enumerate(weights) for h in range(len(w))][:4]
+    heads = [(f"L{layer}.H{h}", w) for layer, (weights,) in enumerate(layers) for h, w in enumerate(weights[0].cpu())]
     figure, axes = plt.subplots(2, 3, figsize=(13, 8.4))
-    for axis, (name, w) in zip(axes[:, :2].flat, heads):
+    for axis, (name, w) in zip(axes[:, :2].flat, heads):  # the first four
         image = axis.imshow(w, vmin=0, vmax=1, cmap="Blues")
         axis.set_xticks(range(len(numbers)), numbers)
         axis.set_yticks(range(len(numbers)), numbers)
@@ -1093,7 +1107,7 @@ def command_line():
     training.add_argument("--shift", action=boolean, default=True, help="add a random amount to all numbers of a list")
     training.add_argument("--eval-every", type=number(int, 1, 10**9), default=100, help="steps between validations")
     training.add_argument("--model-seeds", type=number(int, 1, 1000), metavar="N",
-                          help="extrapolate with model seeds 1 to N (5, in --mode all 1, or more if they are there)")
+                          help="seeds to extrapolate with, from --model-seed on (5, in --mode all 1, or all there)")
     machine = parser.add_argument_group("machine")
     devices = ["auto", "cpu", "cuda", "mps"]
     machine.add_argument("--device", choices=devices, default="auto", help="auto is cuda, else cpu")

@@ -29,8 +29,12 @@ class CommandLine(CommandLineCase):
         for pe in ("sinusoidal", "learned", "none", "alibi"):
             expected |= {f"out/sorting/{pe}/{name}" for name in ("best_model.pth", "training_log.json",
                                                                  "training_curves.png")}
-        expected |= {f"out/sorting/extrapolation/extrapolation_{name}"
-                     for name in ("results.json", "curves.png", "by_kind.png")}
+        expected |= {f"out/sorting/extrapolation/{name}" for name in (
+            "extrapolation_results.json", "extrapolation_curves.png", "extrapolation_by_kind.png",
+            "learned_position_embeddings.png")}
+        expected |= {f"out/sorting/analysis/{name}" for name in (
+            "analysis.json", "sinusoidal_table.png", "positions_or_length.png", "attention_by_length.png",
+            "algorithm.png")}
         self.assertEqual({str(path.relative_to(self.folder)) for path in self.before}, expected)
         self.assertIn("step   20/20 | train ", self.run_.stderr.decode())
         output = self.run_.stdout.decode()
@@ -60,9 +64,11 @@ class CommandLine(CommandLineCase):
                 self.assertEqual(row["per_seed"], [row["accuracy"]])
         none = results["results"]["none"]
         self.assertTrue(all(abs(none[length]["accuracy"] - 0.5) < 0.051 for length in none), none)
-        printed = re.search(r"^learned +(.*)$", self.run_.stdout.decode(), re.M).group(1)
-        learned = results["results"]["learned"]["16"]["accuracy"]
-        self.assertTrue(printed.startswith(f"{100 * learned:.2f} +- 0.00"), printed)
+        printed = re.search(r"^learned +(\S+) \+- 0.00 +(\S+) \+- ", self.run_.stdout.decode(), re.M).groups()
+        learned = [results["in_range"]["learned"], results["results"]["learned"]["16"]]
+        self.assertEqual(printed, tuple(f"{100 * row['accuracy']:.2f}" for row in learned))
+        log = json.loads((self.folder / "out/sorting/learned/training_log.json").read_text())
+        self.assertEqual(log["test"]["accuracy"], learned[0]["accuracy"])
 
     def test_extrapolate_trains_what_is_missing_and_keeps_the_rest(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -81,8 +87,31 @@ class CommandLine(CommandLineCase):
             self.assertGreaterEqual(len(same), len(before) - 1)  # the new model may differ in a time stamp
             stays = run(SCRIPT, *command, "--pe", "learned,rope")  # five are the default
             self.assertEqual(stays.stderr.decode().count("training one"), 6)
-            default = run(SCRIPT, *command, "--pe", "learned,rope", "--model-seeds", "1")
-            self.assertIn("of 1 model seed", default.stdout.decode())
+            one = run(SCRIPT, *command, "--pe", "learned,rope", "--model-seed", "4", "--model-seeds", "1")
+            self.assertNotIn("training one", one.stderr.decode())
+            results = json.loads((out / "extrapolation/extrapolation_results.json").read_text())
+            self.assertEqual(results["seeds"], [4])
+            other = run(SCRIPT, *command, "--pe", "learned", "--model-seed", "9", "--model-seeds", "1")
+            self.assertEqual(other.stderr.decode().count("training one"), 1)
+            log = json.loads((out / "learned/training_log.json").read_text())
+            self.assertEqual(log["config"]["model_seed"], 1)  # best_model.pth is replaced by --mode train alone
+
+    def test_analyze(self):
+        """What analyze finds agrees with what extrapolate found, where both measure the same."""
+        out = self.folder / "out/sorting"
+        found = json.loads((out / "analysis/analysis.json").read_text())
+        results = json.loads((out / "extrapolation/extrapolation_results.json").read_text())["results"]
+        self.assertEqual(found["seeds"], [1])
+        for pe, rows in found["positions_or_length"]["offset"].items():
+            self.assertAlmostEqual(rows["0"][0], results[pe]["16"]["accuracy"])
+        alibi = [row[0] for row in found["positions_or_length"]["offset"]["alibi"].values()]
+        self.assertEqual(alibi, alibi[:1] * len(alibi))  # distances stay what they are
+        cosine = found["learned_table"]["cosine_with_initial_row"][0]
+        self.assertTrue(min(cosine[16:]) > 0.9999 > max(cosine[:16]))
+        for pe, (table,) in found["attention"].items():
+            for row in table["32"].values():
+                self.assertTrue(0 <= row["entropy"] <= 3.47 and row["left"] + row["right"] + row["self"] < 1.0001, pe)
+        self.assertEqual(max(row["right"] for row in found["attention"]["alibi"][0]["32"].values()), 0)  # causal
 
     def test_every_encoding_and_flag_trains(self):
         with tempfile.TemporaryDirectory() as folder:
