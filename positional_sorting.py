@@ -3,9 +3,9 @@
 A transformer encoder is shown a list of numbers and says whether it is sorted. It learns from 10,000 lists of 8 to 16
 numbers and is then asked about lists of 32, 64, 128 and 256. The model, the data and the training are always the same.
 Only one thing differs: how the model is told where a number stands. Six ways are written out below, a few lines each,
-among them the three that everybody compares: sinusoidal, learned, and none. (ALiBi comes with a causal mask, as in its
-paper; the others have none unless told.) Textbooks promise that sinusoidal encodings extrapolate. We measure it, on
-disorder that is easy to see and on a single pair of neighbours swapped.
+among them the three that everybody compares: sinusoidal, learned, and none. (One of the others, ALiBi, comes with a
+causal mask, as in its paper, and with slopes chosen for this task.) Sinusoidal encodings are said to extrapolate. We
+measure it, on disorder that is easy to see and on a single pair of neighbours swapped.
 
     python positional_sorting.py                                 data, four encodings, figures: about three minutes
     python positional_sorting.py --mode gendata                  write data/sorting/*.jsonl
@@ -37,6 +37,15 @@ import torch.nn.functional as F
 import common
 from common import UserError, log
 
+# The flags of section 10, by what depends on them.
+SCRIPT = "positional_sorting.py"
+MOST_ASKED = 4096
+SIZES = ("n_train", "n_val", "n_test", "n_long")
+MODEL_FLAGS = ("pe", "causal", "n_layer", "n_head", "d_model", "d_ff", "pool", "max_len", "slope")
+DATA_FLAGS = ("seed", "n_train", "n_val", "n_test", "kinds", "narrow")
+TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "shift", "eval_every")
+CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
+
 # ------------------------------------------------------------------------------------------------
 # 1. The task and its data
 #
@@ -57,7 +66,7 @@ N_NUMBERS, PAD = 100, 100  # numbers 0 to 99; token 100 fills up short lists
 KINDS = ("sorted", "adjacent_swap", "random_swap", "swaps", "shuffled", "reversed")
 SPLITS = ("train", "val", "test")
 LENGTHS = [*range(8, 17)]  # of the lists to learn from
-TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half of them full, as the last positions occur in no others
+TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half have 16 numbers: the last positions occur in no others
 
 
 def draw_sorted(rng, length, narrow):
@@ -71,8 +80,8 @@ def draw_sorted(rng, length, narrow):
 def disorder(rng, numbers, kind):
     """Return the sorted `numbers` in disorder of the given kind, with at least one number smaller than the one before.
 
-    adjacent_swap: two unequal neighbours change places. random_swap: any two numbers do. swaps: max(2, L // 3) times
-    any two do. shuffled: all orders are alike. reversed: from large to small.
+    adjacent_swap: two unequal neighbours change places. random_swap: any two numbers do. swaps: any two do, a third as
+    often as there are numbers, at least twice. shuffled: all orders are equally likely. reversed: from large to small.
     """
     x, length = list(numbers), len(numbers)
     while is_sorted(x):  # two equal numbers may have changed places
@@ -126,8 +135,8 @@ def generate_data(args):
     sets += [(f"extrapolation/{length}", args.n_long, [length]) for length in args.lengths]
     common.write_json(folder / "settings.json", "unfinished")  # so that a run killed here is noticed later
     for i, (name, n, lengths) in enumerate(sets):
-        # A generator for each file, so that none depends on the others' sizes. random.random() is the one whose numbers
-        # Python promises never to change.
+        # A generator for each file, so that the size of one hardly matters to the next (draws that occurred before are
+        # skipped). random.random() is the one generator whose numbers Python promises never to change.
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (KINDS[1:], 0.5)
         common.write_jsonl(folder / f"{name}.jsonl", draw_records(rng, n, kinds, narrow, lengths, seen))
@@ -178,15 +187,22 @@ def pad(lists):
 # 2. Six answers to the question where a number stands
 #
 # Attention compares what tokens say, and a token says the same wherever it stands: exchange two of them and every
-# other token gets the same mean as before. Pool the results and the order is gone, so without help the model sees a
-# bag of numbers. (None, encoding one of six: no line of code. A bag of numbers is right half of the time.)
+# other token gets the same mean as before. Pool the results and the order is gone. So without help, and without a mask
+# that hides some tokens from others, the model sees a bag of numbers, and is right half of the time.
 #
-# There are three places to help. Two encodings are added to the tokens before the first layer, one with positions
-# drawn at random. RoPE turns queries and keys. ALiBi is added to the scores, in every layer.
+#     none         no help
+#     sinusoidal   fixed waves                                                added to the tokens
+#     learned      a trained vector for each position                         added to the tokens
+#     randomized   sinusoidal, at positions drawn at random from a longer range     "
+#     rope         queries and keys are turned by angles that grow with the position
+#     alibi        scores are lowered by the distance between query and key, in every layer
+
+NAMES = {"sinusoidal": "sinusoidal", "learned": "learned", "none": "no encoding", "rope": "RoPE", "alibi": "ALiBi",
+         "randomized": "randomized sinusoidal"}
 
 
 def frequencies(width):
-    """Angles per position, in radians, for width / 2 pairs of channels: from 1 down to nearly 1/10,000."""
+    """Angles per position, in radians, for width / 2 pairs of channels: 1 and then less and less, towards 1/10,000."""
     return 10_000.0 ** (-torch.arange(0, width, 2) / width)  # (width/2,)
 
 
@@ -212,15 +228,15 @@ def learned(position, table):
 def random_positions(present, max_len, generator=None):
     """Randomized positions (Ruoss et al. 2023): not 0, 1, 2, ... but a random choice, in order, from a longer range.
 
-    present (B, T), True where there is a number -> positions (B, T) for sinusoidal(). Short lists are so spread out
-    that training meets every position a long list has; what the model can rely on is which of two is larger.
+    present (B, T), True where there is a number -> positions (B, T) for sinusoidal(). Spread out like this, short lists
+    meet every position that a long list has. What the model can rely on is which of two is larger, not by how much.
     """
     chosen = torch.randperm(max_len, generator=generator)[:present.shape[1]].to(present.device)
     return chosen.masked_fill(~present, max_len).sort(dim=-1).values
 
 
 def rotate(x, position):
-    """RoPE (Su et al. 2021, section 3.2): turn each pair of channels of a query or key by an angle that grows along.
+    """RoPE (Su et al. 2021, section 3.2): turn each pair of channels of a query or key, the further on the more.
 
     x (B, n_head, T, d_head), position (T,). A dot product of two vectors turned alike does not change, so the score of
     query i and key j depends on what they say and on i - j.
@@ -236,7 +252,7 @@ def alibi(position, n_head, slope):
 
     position (T,) -> (n_head, T, T). The slopes fall by the paper's factor 2^(-8/n_head) from head to head. The paper
     starts with that factor itself, for language, where much that counts is far away. What counts here is next door, so
-    we start at 4: one step further off, and the weight is e^-4 = 1/55 of what it was.
+    we start at 4: two heads have slopes 4 and 1/4, and one step further off the first one's weight is e^-4 = 1/55.
     """
     slopes = slope * 2.0 ** (-8 * torch.arange(n_head, device=position.device) / n_head)
     distance = (position[:, None] - position).abs()  # (T, T)
@@ -246,9 +262,10 @@ def alibi(position, n_head, slope):
 # ------------------------------------------------------------------------------------------------
 # 3. Attention and the model
 #
-# Every number looks at every other (or, with a causal mask, at those before it), some layers, then one vector for the
-# whole list is pooled from all of them. Mean pooling would weigh one fault in 256 numbers 32 times less than one in 8.
-# Taking the largest value of each channel does not: whoever sees a fault can say so, however long the list.
+# Every number looks at all (or, with a causal mask, at itself and those before it), layer after layer, and then one
+# vector for the whole list is pooled from those of all numbers. Mean pooling would weigh one fault in 256 numbers 32
+# times less than one in 8. Taking the largest value of each channel does not: any vector that knows of a fault can say
+# so, however long the list.
 
 
 class MultiHeadAttention(nn.Module):
@@ -259,7 +276,7 @@ class MultiHeadAttention(nn.Module):
         self.n_head = n_head
         self.query_key_value = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)
-        self.weights = nn.Identity()  # does nothing: a place with a name, to listen in with a hook
+        self.weights = nn.Identity()  # does nothing: a place with a name, where section 7 listens in
 
     def forward(self, x, mask, bias=None, rope_position=None):
         """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may look."""
@@ -300,16 +317,21 @@ class SortednessEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(d_model, n_head, d_ff) for _ in range(n_layer))
         self.norm = nn.LayerNorm(d_model)
         self.to_logit = nn.Linear(d_model, 1)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # small beside the positions, see forward
         if pe == "learned":
             self.position_table = nn.Parameter(torch.randn(max_len, d_model) / math.sqrt(2))  # as large as sinusoids
 
     def forward(self, x, position=None):
-        """x (B, T), PAD after the end of a list -> logits (B,). position (T,), 0, 1, 2, ... unless given."""
-        present, (T, C) = x != PAD, (x.shape[1], self.token_embedding.embedding_dim)
+        """x (B, T), PAD after the end of a list -> logits (B,).
+
+        The numbers stand at 0, 1, 2, ... or, for sinusoidal, learned, rope and alibi, where `position` (T,) tells.
+        """
+        T, C = x.shape[1], self.token_embedding.embedding_dim
+        present = x != PAD                                                 # (B, T)
         order = torch.arange(T, device=x.device)
         position = order if position is None else position
-        h, bias, rope_position = self.token_embedding(x), None, None  # h (B, T, C)
+        bias = rope_position = None
+        h = self.token_embedding(x)                                        # (B, T, C)
         if self.pe == "sinusoidal":
             h = h + sinusoidal(position, C)
         elif self.pe == "learned":
@@ -326,7 +348,11 @@ class SortednessEncoder(nn.Module):
             mask = mask & (order <= order[:, None])                        # (B, 1, T, T): nor at what comes later
         for block in self.blocks:
             h = block(h, mask, bias, rope_position)
-        h, present = self.norm(h), present[..., None]                      # (B, T, C), (B, T, 1)
+        return self.read_out(self.norm(h), present)
+
+    def read_out(self, h, present):
+        """Pool the vectors of a list, h (B, T, C) where present (B, T), and turn them into its logit: (B,)."""
+        present = present[..., None]                                       # (B, T, 1)
         if self.pool == "max":
             h = h.masked_fill(~present, -math.inf).amax(dim=1)             # (B, C)
         else:
@@ -337,13 +363,13 @@ class SortednessEncoder(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # 4. Scoring
 #
-# A model that calls everything unsorted is right on 100% of the unsorted lists. So each kind is counted by itself, its
-# recall, and the accuracy is the mean of two: the recall of sorted lists, and the mean recall over the kinds of
-# disorder. Chance, and any model that cannot see the order, is 50%.
+# A model that calls everything unsorted is right on 100% of the unsorted lists. So the lists of each kind are counted
+# by themselves: the share of them that is right is the recall of that kind. The accuracy is the mean of two, the recall
+# of sorted lists and the mean recall of the kinds of disorder. Chance, and any model that cannot see the order, is 50%.
 
 
 def logits_of(model, lists, label=None, position=None):
-    """The model's logits (N,) for the lists (N, T), in pieces small enough for memory however many or long they are."""
+    """The model's logits (N,) for the lists (N, T), in pieces, so that memory does not depend on how many they are."""
     device = next(model.parameters()).device
     position = None if position is None else position.to(device)
 
@@ -351,8 +377,12 @@ def logits_of(model, lists, label=None, position=None):
     def ask(chunk):
         return model(chunk.to(device), position).cpu()
 
-    rows = max(1, min(512, 2**20 // lists.shape[1] ** 2))  # attention takes rows x n_head x T x T numbers
-    return torch.cat(common.parallel_map(ask, lists.split(rows), label))
+    return torch.cat(common.parallel_map(ask, lists.split(rows_at_once(lists)), label))
+
+
+def rows_at_once(lists):
+    """How many lists (N, T) to ask at once: attention takes n_head x T x T numbers for each."""
+    return max(1, min(512, 2**20 // lists.shape[1] ** 2))
 
 
 def recalls(logits, kinds):
@@ -385,8 +415,21 @@ def shift(lists, generator):
 
 
 def learning_rate(step, args):
-    """Up from zero in the first steps, then down to zero in a straight line."""
-    return args.lr * min((step + 1) / args.warmup, (args.steps - step) / args.steps, 1)
+    """Up in a straight line during the warm-up, then down in another one, to nearly zero at the last step."""
+    return args.lr * min((step + 1) / args.warmup, (args.steps - step) / args.steps)
+
+
+def config_of(args, pe, model_seed):
+    """What a model depends on: saved with it, and compared before it is used. Only ALiBi is causal unless told."""
+    config = {"script": SCRIPT} | {name: value for name, value in vars(args).items() if name in CONFIG_FLAGS}
+    causal = pe == "alibi" if args.causal is None else args.causal
+    return config | {"pe": pe, "causal": causal, "model_seed": model_seed}
+
+
+def describe(config):
+    """The name of a curve: the encoding, and what else is not as in most of the others."""
+    config = vars(config) if isinstance(config, argparse.Namespace) else config
+    return NAMES[config["pe"]] + (", causal" if config["causal"] else "")
 
 
 def fit(config, data, device):
@@ -411,8 +454,9 @@ def fit(config, data, device):
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        lr = learning_rate(step, config)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = lr
         optimizer.step()
         losses.append(loss.detach())
 
@@ -423,7 +467,7 @@ def fit(config, data, device):
             row = {"step": step + 1, "train_loss": torch.stack(losses).mean().item(),
                    "val_loss": F.binary_cross_entropy_with_logits(logits, (val_kinds == 0).float()).item(),
                    "val_accuracy": balanced_accuracy(recall), "val_recall": recall,
-                   "lr": group["lr"], "seconds": round(time.time() - start, 2)}
+                   "lr": lr, "seconds": round(time.time() - start, 2)}
             history.append(row)
             losses.clear()
             if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
@@ -452,48 +496,24 @@ def train(args, pe, data):
           + ", ".join(f"{name} {100 * share:.1f}" for name, share in recall.items()) + ")", flush=True)
 
 
-NAMES = {"sinusoidal": "sinusoidal", "learned": "learned", "none": "no encoding", "rope": "RoPE", "alibi": "ALiBi",
-         "randomized": "randomized sinusoidal"}
-
-
-def describe(config):
-    """The name of a curve: the encoding, and what else is not as in most of the others."""
-    config = vars(config) if isinstance(config, argparse.Namespace) else config
-    return NAMES[config["pe"]] + (", causal" if config["causal"] else "")
-
-
-def draw_recalls(axis, plt, x, recalls_):
-    """Draw one line for each kind over x: recalls_ is a list of {kind: share}."""
-    for i, (name, marker) in enumerate(zip(KINDS, "os^vD*")):
-        axis.plot(x, [100 * recall.get(name, math.nan) for recall in recalls_], marker=marker, markersize=4,
-                  linewidth=1.5, color="black" if name == "sorted" else plt.cm.viridis((i - 1) / 4.5),
-                  label=name.replace("_", " "))
-
-
-def plot_training(training_log, path):
-    """Draw loss, balanced accuracy and the recall of every kind over the steps."""
-    plt, history, config = common.pyplot(), training_log["history"], training_log["config"]
-    steps = [row["step"] for row in history]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4))
-    left.plot(steps, [row["train_loss"] for row in history], label="training", color="tab:gray")
-    left.plot(steps, [row["val_loss"] for row in history], label="validation", color="tab:blue", linestyle="--")
-    left.axhline(math.log(2), color="black", linewidth=1, linestyle=":", label="guessing, ln 2")
-    left.set(title="Loss", xlabel="training step", ylabel="cross-entropy (nats)", yscale="log")
-    middle.plot(steps, [100 * row["val_accuracy"] for row in history], color="tab:blue", marker=".")
-    middle.axhline(50, color="black", linewidth=1, linestyle=":", label="chance")
-    middle.set(title=f"{describe(config)}: test accuracy {100 * training_log['test']['accuracy']:.1f}%",
-               xlabel="training step", ylabel="validation, balanced accuracy (%)", ylim=(45, 102))
-    draw_recalls(right, plt, steps, [row["val_recall"] for row in history])
-    right.set(title="By kind of list", xlabel="training step", ylabel="validation lists right (%)", ylim=(-3, 103))
-    for axis in (left, middle, right):
-        axis.legend(fontsize=9)
-    common.save_figure(figure, path)
-
-
 # ------------------------------------------------------------------------------------------------
 # 6. Long lists
 #
 # Now the question. The models of several seeds, which have seen nothing longer than 16, are asked about long lists.
+
+
+def check_length(pe, max_len, length):
+    """UserError if a model has no positions for a list of this length."""
+    if pe in ("learned", "randomized") and length > max_len:
+        raise UserError(f"--pe {pe} has positions for {max_len} numbers, a list has {length}; leave that encoding out "
+                        f"or train it with --max-len {length}")
+
+
+def build_model(config, weights, device):
+    """Return the model that a checkpoint holds."""
+    model = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
+    model.load_state_dict(weights)
+    return model.to(device).eval()
 
 
 def find_model(args, pe, seed):
@@ -525,8 +545,9 @@ def obtain_model(args, pe, seed, data):
 
 
 def complete(args, pe, seeds):
-    """Whether the models of all seeds are there, made with the settings of the flags."""
+    """Whether the models of all seeds are there, made with the settings of the flags, and have positions enough."""
     try:
+        check_length(pe, args.max_len, max(args.lengths))
         return all(find_model(args, pe, seed) for seed in seeds)
     except UserError:
         return False
@@ -548,6 +569,8 @@ def extrapolate(args):
     What is there is not made again: models, and the scores of a model whose file is still the same. Encodings that were
     not asked for are shown too if all their models are there.
     """
+    for pe in args.pe:
+        check_length(pe, args.max_len, max(args.lengths))
     out, seeds = common.folder(args.out_dir, "sorting", "extrapolation"), choose_seeds(args)
     data = load_data(args, [*SPLITS, *(f"extrapolation/{length}" for length in args.lengths)])
     path, settings = out / "extrapolation_results.json", {"lengths": args.lengths, "seeds": seeds,
@@ -582,18 +605,10 @@ def score_lengths(args, model, data, label):
     table = {}
     for name in ["test", *args.lengths]:
         lists, kinds = data[name if name == "test" else f"extrapolation/{name}"]
-        check_length(model, lists.shape[1])
         recall = recalls(logits_of(model, lists, f"{label}, length {name}"), kinds)
         table[str(name)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
     log(f"{label}: " + ", ".join(f"{100 * row['accuracy']:.1f}% at {name}" for name, row in table.items()))
     return table
-
-
-def check_length(model, length):
-    """UserError if the model has no positions for a list of this length."""
-    if model.pe in ("learned", "randomized") and length > model.max_len:
-        raise UserError(f"--pe {model.pe} has positions for {model.max_len} numbers, a list has {length}; leave that "
-                        f"encoding out or train it with --max-len {length}")
 
 
 def summarize(tables):
@@ -608,6 +623,238 @@ def summarize(tables):
     return summary
 
 
+def print_extrapolation(found):
+    """Print the accuracy at every length, and the worst of all kinds and seeds."""
+    print(f"balanced accuracy (%), mean +- standard deviation over model seeds {found['seeds']}, on lists as "
+          f"trained on and longer ones; and the lowest recall of any kind, seed and length")
+    lengths = [f"{LENGTHS[0]}-{LENGTHS[-1]}", *found["lengths"]]
+    print(" " * 22 + "".join(f"{length:>15}" for length in lengths) + f"{'lowest':>10}")
+    for pe, rows in found["results"].items():
+        rows = [found["in_range"][pe], *rows.values()]
+        cells = [f"{100 * row['accuracy']:6.2f} +- {100 * row['std']:4.2f}" for row in rows]
+        lowest = min(min(values) for row in rows for values in row["by_kind_per_seed"].values())
+        print(f"{found['labels'][pe]:<22}" + "".join(f"{cell:>15}" for cell in cells) + f"{100 * lowest:10.1f}")
+
+
+# ------------------------------------------------------------------------------------------------
+# 7. Why
+#
+# Stories about encodings are hypotheses. Here are four, each with the outcome that would refute it.
+
+
+def models_on_disk(args, seeds):
+    """{encoding: [model of each seed]} of the encodings whose models are all there."""
+    return {pe: [find_model(args, pe, seed)[1] for seed in seeds] for pe in NAMES if complete(args, pe, seeds)}
+
+
+def accuracy_of(model, lists, kinds, position=None):
+    """Balanced accuracy, the numbers standing where `position` (T,) tells."""
+    return balanced_accuracy(recalls(logits_of(model, lists, position=position), kinds))
+
+
+@contextlib.contextmanager
+def recording(*modules):
+    """Yield a list for each module, to which every forward pass adds its output (by PyTorch's forward hooks)."""
+    def keep_in(outputs):
+        return lambda module, inputs, output: outputs.append(output)
+
+    seen = [[] for _ in modules]
+    handles = [module.register_forward_hook(keep_in(outputs)) for module, outputs in zip(modules, seen)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_weights(model):
+    """The places to listen to: the attention weights (B, n_head, T, T) of each layer."""
+    return [block.attention.weights for block in model.blocks]
+
+
+# 7a. What training left in the tables
+#
+# Hypothesis: a learned vector is as good as the examples that needed it. Rows beyond the longest list were never used,
+# so they are still what they were drawn as, times what weight decay takes from every weight, and tell nothing of order.
+# Refuted if a row from 16 on points elsewhere than it did at the start.
+
+
+def table_change(args, model, seed):
+    """How far training turned the rows of the learned table: cosine of trained and initial row, (max_len,)."""
+    torch.manual_seed(seed)
+    config = config_of(args, "learned", seed)
+    drawn = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS}).position_table
+    return F.cosine_similarity(model.position_table.detach().cpu(), drawn.detach(), dim=1)
+
+
+# 7b. Unseen positions or unseen length?
+#
+# A list of 256 is new in two ways: it has positions above 15, and each query has more keys to choose from. Lists of 16
+# that start at position 16, 32, ... are new in the first way only: were length all that matters, they would be answered
+# as well as those that start at 0. Long lists with all positions squeezed into 0 to 15 (position interpolation, Chen et
+# al. 2023) have no new positions: were those all that matters, they would be answered well. (Not quite a clean cut: the
+# steps between neighbours shrink too, to nothing in a learned table, and with them ALiBi's distances.)
+
+OFFSETS = (0, 16, 32, 64, 128, 240)
+
+
+def positions_or_length(models, data, lengths):
+    """Balanced accuracy of lists of 16 by where they start, and of long lists with squeezed positions, per seed."""
+    lists, kinds = data["extrapolation/16"]
+    found = {"n": {"offset": len(lists), "squeezed": min(400, len(lists))}, "offset": {}, "squeezed": {}}
+    for pe in ("sinusoidal", "learned", "rope", "alibi"):
+        for model in models.get(pe, []):
+            for offset in OFFSETS:
+                if pe == "learned" and offset + lists.shape[1] > model.max_len:
+                    continue
+                accuracy = accuracy_of(model, lists, kinds, torch.arange(lists.shape[1]) + offset)
+                found["offset"].setdefault(pe, {}).setdefault(str(offset), []).append(accuracy)
+            for length in lengths:
+                position = torch.linspace(0, LENGTHS[-1] - 1, length)
+                position = position.round().long() if pe == "learned" else position  # a table has no row 3.5
+                few, their_kinds = (x[:400] for x in data[f"extrapolation/{length}"])
+                accuracy = accuracy_of(model, few, their_kinds, position)
+                found["squeezed"].setdefault(pe, {}).setdefault(str(length), []).append(accuracy)
+    return found
+
+
+# 7c. Attention that thins out
+#
+# Hypothesis: a softmax over more keys spreads, and a head that finds the neighbour among 16 keys loses it among 256.
+# Refuted, for an encoding, if the weight on the neighbour stays what it was.
+
+
+@torch.inference_mode()
+def attention_by_length(model, data, lengths):
+    """{length: {head: entropy of its attention (nats), and mean weight on self and neighbours}}, over 100 lists."""
+    table = {}
+    for length in lengths:
+        lists, rows = data[f"extrapolation/{length}"][0][:100], {}
+        for chunk in lists.split(rows_at_once(lists)):
+            with recording(*attention_weights(model)) as layers:
+                model(chunk.to(next(model.parameters()).device))
+            for layer, (w,) in enumerate(layers):
+                w = w.cpu().double()                                                      # (B, n_head, T, T)
+                sums = {"entropy": -torch.special.xlogy(w, w).sum(-1).mean(-1).sum(0)}    # (n_head,) each
+                sums |= {name: w.diagonal(offset, dim1=2, dim2=3).mean(-1).sum(0)
+                         for name, offset in (("left", -1), ("self", 0), ("right", 1))}
+                for h, name in itertools.product(range(w.shape[1]), sums):
+                    row = rows.setdefault(f"L{layer}.H{h}", {name: 0.0 for name in sums})
+                    row[name] += sums[name][h].item() / len(lists)
+        table[str(length)] = rows
+    return table
+
+
+def sharpest(rows):
+    """The head with most mass on one neighbour, of the rows of one length."""
+    return max(rows, key=lambda name: max(rows[name]["left"], rows[name]["right"]))
+
+
+# 7d. What the encoding that works has learned
+#
+# Hypothesis: each number is compared with the one before it, a vector that finds its number smaller raises a flag, and
+# the max pool asks whether any flag is up. Then one vector, that of the position after a swap, decides alone. Refuted
+# if it does not turn the answer when put among the vectors of the sorted list, or if all others do so without it.
+
+
+@torch.inference_mode()
+def patch_states(model, lists, kinds):
+    """Mix the vectors before pooling of a sorted list and of the same list with two neighbours swapped.
+
+    lists (N, T), in pairs. Returns the share called unsorted for the vector after the swap alone and for all others
+    without it; and the number of pairs, only those that the model gets right.
+    """
+    swapped, device = kinds[1::2] == KINDS.index("adjacent_swap"), next(model.parameters()).device
+    clean, corrupt = (x[swapped].to(device) for x in (lists[0::2], lists[1::2]))   # (M, T) each
+    with recording(model.norm) as (states,):
+        says = [torch.cat([model(chunk) for chunk in x.split(25)]) > 0 for x in (clean, corrupt)]
+    states = torch.cat(states).view(2, *clean.shape, -1)                           # (2, M, T, C)
+    right = says[0] & ~says[1]
+    clean_states, corrupt_states = states[:, right]
+    place = (corrupt.diff(dim=1) < 0).int().argmax(1) + 1                          # (M,): after the swap
+    after = F.one_hot(place, clean.shape[1]).bool()[right][..., None]              # (M, T, 1)
+    share = {}
+    for name, where in (("alone", after), ("all others", ~after)):
+        mixed = torch.where(where, corrupt_states, clean_states)                   # (M, T, C)
+        logits = model.read_out(mixed, torch.ones_like(mixed[..., 0], dtype=torch.bool))
+        share[name] = (logits.cpu() <= 0).double().mean().item() if right.any() else None
+    return share | {"n": int(right.sum())}
+
+
+def pair_table(model):
+    """Ask about four times a, then four times b, for all a and b: the logits (100, 100), and how many are wrong."""
+    a, b = torch.cartesian_prod(torch.arange(N_NUMBERS), torch.arange(N_NUMBERS)).T
+    lists = torch.cat([a[:, None].expand(-1, 4), b[:, None].expand(-1, 4)], dim=1)
+    logits = logits_of(model, lists)
+    return logits.view(N_NUMBERS, N_NUMBERS), int(((logits > 0) != (a <= b)).sum())
+
+
+def analyze(args):
+    """--mode analyze: the measurements of 7a to 7d, over all model seeds that are there (of one at least)."""
+    for pe in args.pe:
+        check_length(pe, args.max_len, max(args.lengths))
+    out, seeds = common.folder(args.out_dir, "sorting", "analysis"), choose_seeds(args)
+    data = load_data(args, [*SPLITS, *(f"extrapolation/{length}" for length in args.lengths)])
+    for pe in args.pe:
+        for seed in seeds:
+            obtain_model(args, pe, seed, data)
+    models = models_on_disk(args, seeds)
+    labels = {pe: describe(config_of(args, pe, 1)) for pe in models}
+    found = {"seeds": seeds, "lengths": args.lengths}
+    if "learned" in models:
+        changes = [table_change(args, model, seed) for model, seed in zip(models["learned"], seeds)]
+        found["learned_table"] = {"cosine_with_initial_row": [change.tolist() for change in changes]}
+        plot_tables(models["learned"][0], changes[0],
+                    common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png")
+    plot_sinusoids(args.d_model, out / "sinusoidal_table.png")
+    if 16 in args.lengths:
+        found["positions_or_length"] = positions_or_length(models, data, args.lengths)
+        plot_positions(found["positions_or_length"], labels, out / "positions_or_length.png")
+    found["attention"] = {pe: [attention_by_length(model, data, args.lengths) for model in of_seeds]
+                          for pe, of_seeds in models.items()}
+    plot_attention(found["attention"], labels, args.lengths, out / "attention_by_length.png")
+    if "alibi" in models:
+        patched = {str(length): [patch_states(model, *data[f"extrapolation/{length}"]) for model in models["alibi"]]
+                   for length in args.lengths}
+        pairs = [pair_table(model) for model in models["alibi"]]
+        found["algorithm"] = {"patched": patched, "wrong_pairs": [wrong for _, wrong in pairs]}
+        plot_algorithm(models["alibi"][0], *pairs[0], patched, out / "algorithm.png")
+    common.write_json(out / "analysis.json", found)
+
+
+# ------------------------------------------------------------------------------------------------
+# 8. Pictures
+#
+# No new ideas in here: the figures of sections 5 to 7, in that order.
+
+def draw_recalls(axis, plt, x, recalls_):
+    """Draw one line for each kind over x: recalls_ is a list of {kind: share}."""
+    for i, (name, marker) in enumerate(zip(KINDS, "os^vD*")):
+        axis.plot(x, [100 * recall.get(name, math.nan) for recall in recalls_], marker=marker, markersize=4,
+                  linewidth=1.5, color="black" if name == "sorted" else plt.cm.viridis((i - 1) / 4.5),
+                  label=name.replace("_", " "))
+
+
+def plot_training(training_log, path):
+    """Draw loss, balanced accuracy and the recall of every kind over the steps."""
+    plt, history, config = common.pyplot(), training_log["history"], training_log["config"]
+    steps = [row["step"] for row in history]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4))
+    left.plot(steps, [row["train_loss"] for row in history], label="training", color="tab:gray")
+    left.plot(steps, [row["val_loss"] for row in history], label="validation", color="tab:blue", linestyle="--")
+    left.axhline(math.log(2), color="black", linewidth=1, linestyle=":", label="guessing, ln 2")
+    left.set(title="Loss", xlabel="training step", ylabel="cross-entropy (nats)", yscale="log")
+    middle.plot(steps, [100 * row["val_accuracy"] for row in history], color="tab:blue", marker=".")
+    middle.axhline(50, color="black", linewidth=1, linestyle=":", label="chance")
+    middle.set(title=f"{describe(config)}: test accuracy {100 * training_log['test']['accuracy']:.1f}%",
+               xlabel="training step", ylabel="validation, balanced accuracy (%)", ylim=(45, 102))
+    draw_recalls(right, plt, steps, [row["val_recall"] for row in history])
+    right.set(title="By kind of list", xlabel="training step", ylabel="validation lists right (%)", ylim=(-3, 103))
+    for axis in (left, middle, right):
+        axis.legend(fontsize=9)
+    common.save_figure(figure, path)
+
+
 LOOKS = {"sinusoidal": ("tab:blue", "o", "-"), "learned": ("tab:orange", "s", "--"), "none": ("black", "^", "-."),
          "rope": ("tab:purple", "v", "--"), "alibi": ("tab:green", "*", "-"), "randomized": ("tab:red", "D", ":")}
 
@@ -617,7 +864,7 @@ def draw_lengths(axis, found, pick):
     axis.axvspan(LENGTHS[0], LENGTHS[-1], color="0.88", zorder=0)
     for pe, rows in found["results"].items():
         colour, marker, line = LOOKS[pe]
-        asked = pe in ("sinusoidal", "learned", "none")  # by the assignment
+        asked = pe in ("sinusoidal", "learned", "none")  # the three that everybody compares
         shares = 100 * torch.tensor([pick(rows[str(length)]) for length in found["lengths"]])  # (lengths, seeds)
         axis.plot(found["lengths"], shares.mean(1), color=colour, marker=marker, linestyle=line,
                   label=found["labels"][pe], linewidth=3 if asked else 1.5, markersize=8 if marker == "*" else 5)
@@ -658,69 +905,6 @@ def plot_kinds(found, path):
     common.save_figure(figure, path)
 
 
-def print_extrapolation(found):
-    """Print the accuracy at every length, and the worst of all kinds and seeds."""
-    print(f"balanced accuracy (%), mean +- standard deviation of {len(found['seeds'])} model seeds, on lists as "
-          f"trained on and longer ones; and the lowest recall of any kind, seed and length")
-    lengths = [f"{LENGTHS[0]}-{LENGTHS[-1]}", *found["lengths"]]
-    print(" " * 22 + "".join(f"{length:>15}" for length in lengths) + f"{'lowest':>10}")
-    for pe, rows in found["results"].items():
-        rows = [found["in_range"][pe], *rows.values()]
-        cells = [f"{100 * row['accuracy']:6.2f} +- {100 * row['std']:4.2f}" for row in rows]
-        lowest = min(min(values) for row in rows for values in row["by_kind_per_seed"].values())
-        print(f"{found['labels'][pe]:<22}" + "".join(f"{cell:>15}" for cell in cells) + f"{100 * lowest:10.1f}")
-
-
-# ------------------------------------------------------------------------------------------------
-# 7. Why
-#
-# Textbook stories are hypotheses. Four of them, each with the measurement that could have refuted it.
-
-
-def models_on_disk(args, seeds):
-    """{encoding: [model of each seed]} of the encodings whose models are all there."""
-    return {pe: [find_model(args, pe, seed)[1] for seed in seeds] for pe in NAMES if complete(args, pe, seeds)}
-
-
-def accuracy_of(model, lists, kinds, position=None):
-    """Balanced accuracy, the numbers standing where `position` (T,) tells."""
-    return balanced_accuracy(recalls(logits_of(model, lists, position=position), kinds))
-
-
-@contextlib.contextmanager
-def recording(*modules):
-    """Yield a list for each module, to which every forward pass adds its output (by PyTorch's forward hooks)."""
-    def keep_in(outputs):
-        return lambda module, inputs, output: outputs.append(output)
-
-    seen = [[] for _ in modules]
-    handles = [module.register_forward_hook(keep_in(outputs)) for module, outputs in zip(modules, seen)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def attention_weights(model):
-    """The places to listen to: the attention weights (B, n_head, T, T) of each layer."""
-    return [block.attention.weights for block in model.blocks]
-
-
-# 7a. What training left in the tables
-#
-# Hypothesis: a learned vector is as good as the examples that needed it. Rows beyond the longest list were never used,
-# so they are what they were drawn as (times what weight decay takes from every weight), and tell nothing of order.
-
-
-def table_change(args, model, seed):
-    """How far training turned the rows of the learned table: cosine of trained and initial row, (max_len,)."""
-    torch.manual_seed(seed)
-    config = config_of(args, "learned", seed)
-    drawn = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS}).position_table
-    return F.cosine_similarity(model.position_table.detach().cpu(), drawn.detach(), dim=1)
-
-
 def plot_tables(model, change, path):
     """Draw the learned table, the similarity of its rows, and how far training turned them."""
     plt, table = common.pyplot(), model.position_table.detach().cpu()
@@ -734,7 +918,7 @@ def plot_tables(model, change, path):
     middle.set(title="Similarity of its rows", xlabel="position", ylabel="position")
     figure.colorbar(image, ax=middle, label="cosine")
     right.plot(range(shown), change[:shown], marker="o", markersize=4, linewidth=1)
-    right.set(title="Trained rows have turned, the others have not", xlabel="position", ylim=(-0.3, 1.1),
+    right.set(title="How far training turned each row", xlabel="position", ylim=(-0.3, 1.1),
               ylabel="cosine of trained and initial row")
     for axis in (left, middle):
         axis.axhline(last, color="black", linewidth=1.5)
@@ -765,36 +949,6 @@ def plot_sinusoids(d_model, path):
     common.save_figure(figure, path)
 
 
-# 7b. Unseen positions or unseen length?
-#
-# A list of 256 is new in two ways: it has positions above 15, and each query has more keys to choose from. They can be
-# separated. Lists of 16 that start at position 16, 32, ... are new in the first way only. Long lists with all positions
-# squeezed into 0 to 15 (position interpolation, Chen et al. 2023) are new in the second way, and steps are smaller.
-
-OFFSETS = (0, 16, 32, 64, 128, 240)
-
-
-def positions_or_length(models, data, lengths):
-    """Balanced accuracy of lists of 16 by where they start, and of long lists with squeezed positions, per seed."""
-    found = {"offset": {}, "squeezed": {}, "n": {}}
-    lists, kinds = data["extrapolation/16"]
-    found["n"] = {"offset": len(lists), "squeezed": min(400, len(lists))}
-    for pe in ("sinusoidal", "learned", "rope", "alibi"):
-        for model in models.get(pe, []):
-            for offset in OFFSETS:
-                if pe == "learned" and offset + lists.shape[1] > model.max_len:
-                    continue
-                accuracy = accuracy_of(model, lists, kinds, torch.arange(lists.shape[1]) + offset)
-                found["offset"].setdefault(pe, {}).setdefault(str(offset), []).append(accuracy)
-            for length in lengths:
-                position = torch.linspace(0, LENGTHS[-1] - 1, length)
-                position = position.round().long() if pe == "learned" else position  # a table has no row 3.5
-                few, their_kinds = (x[:400] for x in data[f"extrapolation/{length}"])
-                accuracy = accuracy_of(model, few, their_kinds, position)
-                found["squeezed"].setdefault(pe, {}).setdefault(str(length), []).append(accuracy)
-    return found
-
-
 def plot_positions(found, labels, path):
     """Draw both halves of positions_or_length."""
     plt = common.pyplot()
@@ -815,36 +969,6 @@ def plot_positions(found, labels, path):
     common.save_figure(figure, path)
 
 
-# 7c. Attention that thins out
-#
-# Hypothesis: a softmax over more keys spreads. A head that finds the neighbour among 16 must find it among 256.
-
-
-@torch.inference_mode()
-def attention_by_length(model, data, lengths):
-    """{length: {head: entropy of its attention (nats), and mean weight on self and neighbours}}, over 100 lists."""
-    table = {}
-    for length in lengths:
-        lists, rows = data[f"extrapolation/{length}"][0][:100], {}
-        with recording(*attention_weights(model)) as layers:
-            for chunk in lists.split(10):
-                model(chunk.to(next(model.parameters()).device))
-        for layer, chunks in enumerate(layers):
-            w = torch.cat(chunks).double().cpu()                                          # (100, n_head, T, T)
-            means = {"entropy": -torch.special.xlogy(w, w).sum(-1).mean((0, 2))}          # (n_head,) each
-            means |= {name: w.diagonal(offset, dim1=2, dim2=3).mean((0, 2))
-                      for name, offset in (("left", -1), ("self", 0), ("right", 1))}
-            for h in range(w.shape[1]):
-                rows[f"L{layer}.H{h}"] = {name: mean[h].item() for name, mean in means.items()}
-        table[str(length)] = rows
-    return table
-
-
-def sharpest(rows):
-    """The head with most mass on one neighbour, of the rows of one length."""
-    return max(rows, key=lambda name: max(rows[name]["left"], rows[name]["right"]))
-
-
 def plot_attention(tables, labels, lengths, path):
     """Draw, for the head of each model that looks most at a neighbour at length 16, its mass there and its entropy."""
     plt = common.pyplot()
@@ -861,7 +985,8 @@ def plot_attention(tables, labels, lengths, path):
             values = torch.tensor(values)
             axis.plot(lengths, values.mean(0), color=colour, marker=marker, linestyle=line, label=labels[pe])
             axis.fill_between(lengths, values.amin(0), values.amax(0), color=colour, alpha=0.15, linewidth=0)
-    right.plot(lengths, [math.log(length) for length in lengths], color="0.6", linewidth=1, label="uniform, ln L")
+    right.plot(lengths, [math.log(length) for length in lengths], color="0.6", linewidth=1,
+               label="uniform, no mask: ln L")
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, lengths)
@@ -874,45 +999,7 @@ def plot_attention(tables, labels, lengths, path):
     common.save_figure(figure, path)
 
 
-# 7d. What the encoding that works has learned
-#
-# Hypothesis: each number is compared with the one before it, whoever is smaller than that raises a flag, and the max
-# pool asks whether any flag is up. Then the vector of one position, the one after a swap, decides alone: put it among
-# the vectors of the sorted list, and the answer must change; put all others there without it, and it must not.
-
-
-@torch.inference_mode()
-def patch_states(model, lists, kinds):
-    """Mix the vectors before pooling of a sorted list and of the same list with two neighbours swapped.
-
-    lists (N, T), in pairs. Returns the share called unsorted for the vector after the swap alone and for all others
-    without it; and the number of pairs, only those that the model gets right.
-    """
-    swapped, device = kinds[1::2] == KINDS.index("adjacent_swap"), next(model.parameters()).device
-    clean, corrupt = (x[swapped].to(device) for x in (lists[0::2], lists[1::2]))   # (M, T) each
-    with recording(model.norm) as (states,):
-        says = [torch.cat([model(chunk) for chunk in x.split(25)]) > 0 for x in (clean, corrupt)]
-    states = torch.cat(states).view(2, *clean.shape, -1)                           # (2, M, T, C)
-    right = says[0] & ~says[1]
-    clean_states, corrupt_states = states[:, right]
-    place = (corrupt.diff(dim=1) < 0).int().argmax(1) + 1                          # (M,): after the swap
-    after = F.one_hot(place, clean.shape[1]).bool()[right][..., None]              # (M, T, 1)
-    share = {}
-    for name, where in (("alone", after), ("all others", ~after)):
-        mixed = torch.where(where, corrupt_states, clean_states)                   # (M, T, C)
-        share[name] = (model.to_logit(mixed.amax(1)).squeeze(-1) <= 0).double().mean().item()
-    return share | {"n": int(right.sum())}
-
-
-@torch.inference_mode()
-def pair_table(model):
-    """The logit for lists of four times a, then four times b, for all a and b: (100, 100)."""
-    a, b = torch.cartesian_prod(torch.arange(N_NUMBERS), torch.arange(N_NUMBERS)).T
-    lists = torch.cat([a[:, None].expand(-1, 4), b[:, None].expand(-1, 4)], dim=1)
-    return logits_of(model, lists).view(N_NUMBERS, N_NUMBERS)
-
-
-def plot_algorithm(model, pairs, patched, path):
+def plot_algorithm(model, pairs, wrong, patched, path):
     """Draw what every head attends to in a list with one swap, the answers for all pairs, and the patching."""
     plt, numbers = common.pyplot(), [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
     with torch.inference_mode(), recording(*attention_weights(model)) as layers:
@@ -928,64 +1015,28 @@ def plot_algorithm(model, pairs, patched, path):
     figure.colorbar(image, ax=axes[:, :2], label="attention weight", shrink=0.5, location="left")
     top, bottom = axes[:, 2]
     image = top.imshow(pairs.sigmoid(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
-    wrong = int(((pairs > 0) != (torch.arange(N_NUMBERS)[:, None] <= torch.arange(N_NUMBERS))).sum())
     top.set(title=f"a a a a b b b b sorted?  {wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
     top.grid(False)
     figure.colorbar(image, ax=top, label="probability of sorted")
     names = ("alone", "all others")
     for i, (length, row) in enumerate(patched.items()):
-        shares = torch.tensor([[100 * share[name] for name in names] for share in row])  # (seeds, 2)
+        shares = [[100 * share[name] for name in names] for share in row if share["n"]]
+        if not shares:  # no pair to mix that the models get right
+            continue
+        shares = torch.tensor(shares)  # (seeds, 2)
         x = [k + (i - (len(patched) - 1) / 2) * 0.8 / len(patched) for k in range(len(names))]
         bottom.bar(x, shares.mean(0), width=0.7 / len(patched), color=plt.cm.viridis(i / len(patched)),
                    label=f"lists of {length}", yerr=[shares.mean(0) - shares.amin(0), shares.amax(0) - shares.mean(0)])
     bottom.set_xticks(range(len(names)), ["only the vector\nafter the swap", "all vectors\nbut that one"])
     bottom.set(title="Vectors of the swapped list put into the sorted one", ylabel="now called unsorted (%)",
                ylim=(0, 119))
-    bottom.legend(loc="upper right", fontsize=9)
+    if bottom.patches:
+        bottom.legend(loc="upper right", fontsize=9)
     common.save_figure(figure, path)
 
 
-def analyze(args):
-    """--mode analyze: the measurements of 7a to 7d, over all model seeds that are there (of one at least)."""
-    seeds, out = choose_seeds(args), common.folder(args.out_dir, "sorting", "analysis")
-    data = load_data(args, [*SPLITS, *(f"extrapolation/{length}" for length in args.lengths)])
-    for pe in args.pe:
-        for seed in seeds:
-            obtain_model(args, pe, seed, data)
-    models = models_on_disk(args, seeds)
-    labels = {pe: describe(config_of(args, pe, 1)) for pe in models}
-    found = {"seeds": seeds, "lengths": args.lengths}
-    if "learned" in models:
-        changes = [table_change(args, model, seed) for model, seed in zip(models["learned"], seeds)]
-        found["learned_table"] = {"cosine_with_initial_row": [change.tolist() for change in changes]}
-        plot_tables(models["learned"][0], changes[0],
-                    common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png")
-    plot_sinusoids(args.d_model, out / "sinusoidal_table.png")
-    if 16 in args.lengths:
-        found["positions_or_length"] = positions_or_length(models, data, args.lengths)
-        plot_positions(found["positions_or_length"], labels, out / "positions_or_length.png")
-    found["attention"] = {pe: [attention_by_length(model, data, args.lengths) for model in of_seeds]
-                          for pe, of_seeds in models.items()}
-    plot_attention(found["attention"], labels, args.lengths, out / "attention_by_length.png")
-    if "alibi" in models:
-        patched = {str(length): [patch_states(model, *data[f"extrapolation/{length}"]) for model in models["alibi"]]
-                   for length in args.lengths}
-        pairs = [pair_table(model) for model in models["alibi"]]
-        truth = torch.arange(N_NUMBERS)[:, None] <= torch.arange(N_NUMBERS)
-        found["algorithm"] = {"patched": patched, "wrong_pairs": [int(((p > 0) != truth).sum()) for p in pairs]}
-        plot_algorithm(models["alibi"][0], pairs[0], patched, out / "algorithm.png")
-    common.write_json(out / "analysis.json", found)
-
-
 # ------------------------------------------------------------------------------------------------
-# 8. Asking the trained model
-
-
-def build_model(config, weights, device):
-    """Return the model that a checkpoint holds."""
-    model = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
-    model.load_state_dict(weights)
-    return model.to(device).eval()
+# 9. Asking the trained model
 
 
 def parse_list(text):
@@ -1007,11 +1058,12 @@ def infer(args, typed):
     pe = args.pe[0] if "pe" in typed else "alibi"
     path = Path(args.out_dir) / "sorting" / pe / "best_model.pth"
     config, weights = common.load_checkpoint(path, SCRIPT)
-    wanted = {name: value for name, value in typed.items() if name in CONFIG_FLAGS and config.get(name) != value}
-    if wanted:
-        raise UserError(f"{path} was trained with {common.difference(config, wanted)}; leave those flags out, or train "
-                        f"anew with --mode train")
-    model, live = build_model(config, weights, args.device), args.sequences == ["-"] and sys.stdin.isatty()
+    conflict = {name: typed[name] for name in CONFIG_FLAGS & typed.keys() - {"pe"} if config.get(name) != typed[name]}
+    if conflict:
+        raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or "
+                        f"train anew with --mode train")
+    model = build_model(config, weights, args.device)
+    live = args.sequences == ["-"] and sys.stdin.isatty()
     if args.sequences == ["-"]:
         texts = (line.decode(errors="replace") for line in sys.stdin.buffer if line.strip())
     else:
@@ -1020,12 +1072,12 @@ def infer(args, typed):
         lists, error = [], None
         for text in chunk:
             try:
-                lists.append(parse_list(text))
-                check_length(model, len(lists[-1]))
+                numbers = parse_list(text)
+                check_length(pe, config["max_len"], len(numbers))
+                lists.append(numbers)
             except UserError as first_error:  # what comes before it is still answered
                 error = first_error
                 break
-        lists = [numbers for numbers in lists if len(numbers) <= MOST_ASKED]
         if lists:
             for probability in logits_of(model, pad(lists)).double().sigmoid().tolist():
                 answer = "sorted" if probability > 0.5 else "unsorted"
@@ -1035,23 +1087,7 @@ def infer(args, typed):
 
 
 # ------------------------------------------------------------------------------------------------
-# 9. The command line
-
-SCRIPT = "positional_sorting.py"
-MOST_ASKED = 4096
-SIZES = ("n_train", "n_val", "n_test", "n_long")
-MODEL_FLAGS = ("pe", "causal", "n_layer", "n_head", "d_model", "d_ff", "pool", "max_len", "slope")
-DATA_FLAGS = ("seed", "n_train", "n_val", "n_test", "kinds", "narrow")
-TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "shift", "eval_every")
-CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
-
-
-def config_of(args, pe, model_seed):
-    """What a model depends on: saved with it, and compared before it is used. Only ALiBi is causal unless told."""
-    config = {"script": SCRIPT} | {name: value for name, value in vars(args).items() if name in CONFIG_FLAGS}
-    causal = pe == "alibi" if args.causal is None else args.causal
-    return config | {"pe": pe, "causal": causal, "model_seed": model_seed}
-
+# 10. The command line
 
 def names_from(known, everything=None):
     """An argparse type: names out of `known`, separated by commas; `everything` stands for all of them."""
@@ -1070,7 +1106,7 @@ def command_line():
     modes = ["all", "gendata", "train", "extrapolate", "analyze", "infer"]
     parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is the first four others")
     parser.add_argument("--pe", type=names_from(NAMES, "all"), default="sinusoidal,learned,none,alibi",
-                        help=f"encodings, separated by commas, out of {', '.join(NAMES)}; or all; infer takes alibi")
+                        help=f"encodings, separated by commas: {', '.join(NAMES)}; or all; with infer one")
     data = parser.add_argument_group("data")
     some = number(int, 2, 10**7)
     data.add_argument("--n-train", type=some, default=10_000, metavar="N", help="lists to learn from")
@@ -1107,7 +1143,8 @@ def command_line():
     training.add_argument("--shift", action=boolean, default=True, help="add a random amount to all numbers of a list")
     training.add_argument("--eval-every", type=number(int, 1, 10**9), default=100, help="steps between validations")
     training.add_argument("--model-seeds", type=number(int, 1, 1000), metavar="N",
-                          help="seeds to extrapolate with, from --model-seed on (5, in --mode all 1, or all there)")
+                          help="how many model seeds to compare, counted from --model-seed "
+                               "(as many as there are models of; at least 1, with --mode extrapolate 5)")
     machine = parser.add_argument_group("machine")
     devices = ["auto", "cpu", "cuda", "mps"]
     machine.add_argument("--device", choices=devices, default="auto", help="auto is cuda, else cpu")
@@ -1128,6 +1165,7 @@ def main():
         raise UserError("--mode infer asks one model; name one --pe")
     if odd := [name for name in SIZES if getattr(args, name) % 2]:
         raise UserError(f"--{odd[0].replace('_', '-')} must be even: each sorted list goes with an unsorted one")
+    args.lengths = sorted(set(args.lengths))
     args.device = common.pick_device(args.device, args.threads)
     if args.mode in ("all", "gendata"):
         generate_data(args)
