@@ -4,6 +4,7 @@ Nothing about attention is in here. A reader of the tutorials can skip this file
 """
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -142,8 +143,10 @@ def read_jsonl(path, check):
 def save_checkpoint(path, model, config):
     """Write weights and configuration, as tensors on the CPU, loadable anywhere."""
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    content = io.BytesIO()  # a file would have its name inside, and the same model not always the same bytes
+    torch.save({"config": config, "weights": weights, "torch": str(torch.__version__)}, content)
     with whole_file(path) as temporary:
-        torch.save({"config": config, "weights": weights, "torch": str(torch.__version__)}, temporary)
+        temporary.write_bytes(content.getvalue())
 
 
 def load_checkpoint(path, script):
@@ -174,9 +177,10 @@ def ready_data(folder, wanted, generate):
 
     UserError if they were made with other settings than those wanted, as settings.json, written last, tells.
     """
-    if not folder.exists() or not any(folder.iterdir()) or read_json(folder / "settings.json") == "unfinished":
+    settings = folder / "settings.json"
+    if read_json(settings) == "unfinished" if settings.exists() else not any(folder.glob("*.jsonl")):
         generate()
-    found = read_json(folder / "settings.json")
+    found = read_json(settings)
     if found != wanted:
         raise UserError(f"{folder} was made with {difference(found, wanted)}; type --mode gendata with the flags you "
                         f"want, pass the flags it was made with, or choose another --data-dir")

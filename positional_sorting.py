@@ -576,7 +576,7 @@ def extrapolate(args):
     path, settings = out / "extrapolation_results.json", {"lengths": args.lengths, "seeds": seeds,
                                                           "data": data_settings(args)}
     old = common.read_json(path) if path.exists() else {}
-    scores = old["scores"] if isinstance(old, dict) and old.get("data") == settings["data"] else {}
+    scores = old.get("scores", {}) if isinstance(old, dict) and old.get("data") == settings["data"] else {}
     labels, in_range, results, used = {}, {}, {}, set()
     for pe in NAMES:
         if pe not in args.pe and not complete(args, pe, seeds):
@@ -752,9 +752,36 @@ def sharpest(rows):
 
 # 7d. What the encoding that works has learned
 #
-# Hypothesis: each number is compared with the one before it, a vector that finds its number smaller raises a flag, and
-# the max pool asks whether any flag is up. Then one vector, that of the position after a swap, decides alone. Refuted
-# if it does not turn the answer when put among the vectors of the sorted list, or if all others do so without it.
+# Hypothesis: a head looks back from a number only if the one before it is larger, and at the number itself otherwise; a
+# vector that has found a larger one raises a flag; the max pool asks whether any flag is up. The first part is refuted
+# if no head looks back much more in a list with two neighbours swapped than, from the same place, in the sorted list.
+# The rest is refuted if the one vector after the swap does not turn the answer when put among the vectors of the sorted
+# list, or if all other vectors do so without it.
+
+
+def swapped_pairs(lists, kinds):
+    """Of lists (N, T) in pairs those with two neighbours swapped: sorted and swapped (M, T), and the second's place."""
+    swapped = kinds[1::2] == KINDS.index("adjacent_swap")
+    clean, corrupt = lists[0::2][swapped], lists[1::2][swapped]
+    return clean, corrupt, (corrupt.diff(dim=1) < 0).int().argmax(dim=1) + 1
+
+
+@torch.inference_mode()
+def looks_back(model, lists, kinds):
+    """{head: [mean weight of the place after the swap on the one before it in the sorted list, in the swapped one]}."""
+    *both, place = swapped_pairs(lists, kinds)
+    table, size = {}, rows_at_once(lists)
+    for x in both:
+        weights = []  # of each chunk (B, layers, n_head), from that place to the one before
+        for chunk, here in zip(x.split(size), place.split(size)):
+            with recording(*attention_weights(model)) as layers:
+                model(chunk.to(next(model.parameters()).device))
+            row = torch.arange(len(chunk))
+            weights.append(torch.stack([w[row, :, here, here - 1].cpu() for (w,) in layers], dim=1))
+        for (layer, h), weight in zip(itertools.product(range(len(layers)), range(weights[0].shape[2])),
+                                      torch.cat(weights).double().mean(0).flatten().tolist()):
+            table.setdefault(f"L{layer}.H{h}", []).append(weight)
+    return table
 
 
 @torch.inference_mode()
@@ -764,14 +791,13 @@ def patch_states(model, lists, kinds):
     lists (N, T), in pairs. Returns the share called unsorted for the vector after the swap alone and for all others
     without it; and the number of pairs, only those that the model gets right.
     """
-    swapped, device = kinds[1::2] == KINDS.index("adjacent_swap"), next(model.parameters()).device
-    clean, corrupt = (x[swapped].to(device) for x in (lists[0::2], lists[1::2]))   # (M, T) each
+    clean, corrupt, place = swapped_pairs(lists, kinds)
+    clean, corrupt, place = (x.to(next(model.parameters()).device) for x in (clean, corrupt, place))
     with recording(model.norm) as (states,):
-        says = [torch.cat([model(chunk) for chunk in x.split(25)]) > 0 for x in (clean, corrupt)]
+        says = [torch.cat([model(chunk) for chunk in x.split(rows_at_once(x))]) > 0 for x in (clean, corrupt)]
     states = torch.cat(states).view(2, *clean.shape, -1)                           # (2, M, T, C)
     right = says[0] & ~says[1]
     clean_states, corrupt_states = states[:, right]
-    place = (corrupt.diff(dim=1) < 0).int().argmax(1) + 1                          # (M,): after the swap
     after = F.one_hot(place, clean.shape[1]).bool()[right][..., None]              # (M, T, 1)
     share = {}
     for name, where in (("alone", after), ("all others", ~after)):
@@ -816,10 +842,47 @@ def analyze(args):
     if "alibi" in models:
         patched = {str(length): [patch_states(model, *data[f"extrapolation/{length}"]) for model in models["alibi"]]
                    for length in args.lengths}
+        looks = {str(length): [looks_back(model, *data[f"extrapolation/{length}"]) for model in models["alibi"]]
+                 for length in args.lengths}
         pairs = [pair_table(model) for model in models["alibi"]]
-        found["algorithm"] = {"patched": patched, "wrong_pairs": [wrong for _, wrong in pairs]}
+        found["algorithm"] = {"looks_back": looks, "patched": patched, "wrong_pairs": [wrong for _, wrong in pairs]}
         plot_algorithm(models["alibi"][0], *pairs[0], patched, out / "algorithm.png")
     common.write_json(out / "analysis.json", found)
+    print_analysis(found)
+
+
+def print_analysis(found):
+    """Print the findings, means over the model seeds, a line each."""
+    def mean(values):
+        return sum(values) / len(values)
+
+    first, last = str(found["lengths"][0]), str(found["lengths"][-1])
+    if "learned_table" in found:
+        cosines = found["learned_table"]["cosine_with_initial_row"][0]
+        print(f"learned table: cosine of trained and initial row at least {min(cosines[LENGTHS[-1]:]):.4f} for "
+              f"untrained rows, at most {max(cosines[:LENGTHS[-1]]):.4f} for trained ones")
+    if "positions_or_length" in found:
+        for key, name, title in (("offset", "16", "lists of 16 that start at position 16"),
+                                 ("squeezed", last, f"lists of {last} with positions squeezed into 0 to 15")):
+            print(f"{title}: " + ", ".join(f"{pe} {100 * mean(rows[name]):.1f}%"
+                                           for pe, rows in found["positions_or_length"][key].items()))
+    for pe, tables in found["attention"].items():
+        heads = [sharpest(table[first]) for table in tables]
+        weight = [mean([max(table[length][head]["left"], table[length][head]["right"])
+                        for table, head in zip(tables, heads)]) for length in (first, last)]
+        print(f"weight on a neighbour, {pe}: {weight[0]:.2f} at {first}, {weight[1]:.2f} at {last}")
+    if "algorithm" in found:
+        rows = found["algorithm"]["looks_back"][last]
+        heads = [max(row, key=lambda head: row[head][1] - row[head][0]) for row in rows]
+        looks = [mean([row[head][i] for row, head in zip(rows, heads)]) for i in (0, 1)]
+        print(f"alibi looks back from the place after a swap with weight {looks[1]:.2f}, in the sorted list "
+              f"{looks[0]:.2f} ({' '.join(sorted(set(heads)))}, lists of {last})")
+        rows = [row for row in found["algorithm"]["patched"][last] if row["n"]]
+        if rows:
+            shares = [mean([row[key] for row in rows]) for key in ("alone", "all others")]
+            print(f"alibi calls a sorted list unsorted with only the vector after the swap in {100 * shares[0]:.1f}%, "
+                  f"with all vectors but that one in {100 * shares[1]:.1f}%")
+        print(f"alibi errs on {found['algorithm']['wrong_pairs']} of {N_NUMBERS ** 2:,} lists a a a a b b b b")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -868,7 +931,8 @@ def draw_lengths(axis, found, pick):
         shares = 100 * torch.tensor([pick(rows[str(length)]) for length in found["lengths"]])  # (lengths, seeds)
         axis.plot(found["lengths"], shares.mean(1), color=colour, marker=marker, linestyle=line,
                   label=found["labels"][pe], linewidth=3 if asked else 1.5, markersize=8 if marker == "*" else 5)
-        axis.fill_between(found["lengths"], shares.amin(1), shares.amax(1), color=colour, alpha=0.15, linewidth=0)
+        axis.fill_between(found["lengths"], shares.amin(1), shares.amax(1), color=colour, linewidth=0,
+                          alpha=0.04 if pe == "none" else 0.15)
     axis.set_xscale("log", base=2)
     axis.set_xticks(found["lengths"], found["lengths"])
     axis.minorticks_off()
@@ -880,7 +944,7 @@ def plot_extrapolation(found, path):
     figure, axis = plt.subplots(figsize=(9, 4.8))
     draw_lengths(axis, found, lambda row: row["per_seed"])
     axis.axhline(50, color="black", linewidth=1, linestyle=":")
-    axis.text(longest, 50.6, "chance", ha="right")
+    axis.text(LENGTHS[0], 50.6, " chance")
     axis.text(math.sqrt(LENGTHS[0] * LENGTHS[-1]), 103, "trained on", ha="center", color="0.4")
     holds = [found["labels"][pe] for pe, rows in found["results"].items() if rows[str(longest)]["accuracy"] > 0.9]
     axis.set(title=f"Is the list sorted?  Above 90% at length {longest}: {' and '.join(holds) or 'none'}",
@@ -918,14 +982,14 @@ def plot_tables(model, change, path):
     middle.set(title="Similarity of its rows", xlabel="position", ylabel="position")
     figure.colorbar(image, ax=middle, label="cosine")
     right.plot(range(shown), change[:shown], marker="o", markersize=4, linewidth=1)
-    right.set(title="How far training turned each row", xlabel="position", ylim=(-0.3, 1.1),
+    right.set(title="How far training turned each row", xlabel="position", ylim=(0, 1.05),
               ylabel="cosine of trained and initial row")
     for axis in (left, middle):
         axis.axhline(last, color="black", linewidth=1.5)
         axis.grid(False)
     middle.axvline(last, color="black", linewidth=1.5)
     right.axvspan(-0.5, last, color="0.88", zorder=0, label="positions in training")
-    right.legend(loc="lower right")
+    right.legend(loc="lower left")
     common.save_figure(figure, path)
 
 
@@ -935,7 +999,8 @@ def plot_sinusoids(d_model, path):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
     image = left.imshow(table, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     left.axhline(LENGTHS[-1] - 0.5, color="black", linewidth=1.5)
-    left.text(d_model - 1, LENGTHS[-1] + 4, "not trained on", ha="right", va="top")
+    left.text(d_model / 2, LENGTHS[-1] + 8, "not trained on from here", ha="center", va="top",
+              bbox={"facecolor": "white", "edgecolor": "none"})
     left.set(title="The sinusoidal table", xlabel="channel (sine and cosine in turn)", ylabel="position")
     left.grid(False)
     figure.colorbar(image, ax=left, label="value")
@@ -965,14 +1030,14 @@ def plot_positions(found, labels, path):
     axes[0].set(title="Unseen positions: lists of 16 that start further on", xlabel="position of the first number",
                 ylabel="balanced accuracy (%)", ylim=(44, 103))
     axes[1].set(title="Unseen length: positions squeezed into 0 to 15", xlabel="numbers in the list")
-    axes[1].legend(title="mean over seeds, lowest to highest", fontsize=9)
+    axes[0].legend(title="mean and range over model seeds", fontsize=10, loc="center right")
     common.save_figure(figure, path)
 
 
 def plot_attention(tables, labels, lengths, path):
     """Draw, for the head of each model that looks most at a neighbour at length 16, its mass there and its entropy."""
     plt = common.pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6))
     for pe, of_seeds in tables.items():
         masses, entropies = [], []
         for table in of_seeds:
@@ -995,7 +1060,7 @@ def plot_attention(tables, labels, lengths, path):
     left.set(title=f"Attention of the head that looks most at a neighbour\n(chosen at length {lengths[0]})",
              ylabel="mean weight on that neighbour", ylim=(-0.03, 1.03))
     right.set(title="Entropy of its attention\n", ylabel="entropy (nats)")
-    right.legend(fontsize=9)
+    right.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     common.save_figure(figure, path)
 
 
@@ -1005,17 +1070,18 @@ def plot_algorithm(model, pairs, wrong, patched, path):
     with torch.inference_mode(), recording(*attention_weights(model)) as layers:
         model(torch.tensor([numbers], device=next(model.parameters()).device))
     heads = [(f"L{layer}.H{h}", w) for layer, (weights,) in enumerate(layers) for h, w in enumerate(weights[0].cpu())]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 8.4))
+    figure, axes = plt.subplots(2, 3, figsize=(13.5, 9))
     for axis, (name, w) in zip(axes[:, :2].flat, heads):  # the first four
         image = axis.imshow(w, vmin=0, vmax=1, cmap="Blues")
         axis.set_xticks(range(len(numbers)), numbers)
         axis.set_yticks(range(len(numbers)), numbers)
         axis.set(title=f"Head {name}", xlabel="looking at", ylabel="looking from")
         axis.grid(False)
-    figure.colorbar(image, ax=axes[:, :2], label="attention weight", shrink=0.5, location="left")
+    figure.colorbar(image, ax=axes[:, :2], label="attention weight", location="bottom", shrink=0.6, pad=0.02)
+    figure.suptitle("ALiBi: what its heads look at in a list with 58 and 52 swapped; all pairs of numbers; patching")
     top, bottom = axes[:, 2]
     image = top.imshow(pairs.sigmoid(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
-    top.set(title=f"a a a a b b b b sorted?  {wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
+    top.set(title=f"a a a a b b b b: {wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
     top.grid(False)
     figure.colorbar(image, ax=top, label="probability of sorted")
     names = ("alone", "all others")
@@ -1028,7 +1094,7 @@ def plot_algorithm(model, pairs, wrong, patched, path):
         bottom.bar(x, shares.mean(0), width=0.7 / len(patched), color=plt.cm.viridis(i / len(patched)),
                    label=f"lists of {length}", yerr=[shares.mean(0) - shares.amin(0), shares.amax(0) - shares.mean(0)])
     bottom.set_xticks(range(len(names)), ["only the vector\nafter the swap", "all vectors\nbut that one"])
-    bottom.set(title="Vectors of the swapped list put into the sorted one", ylabel="now called unsorted (%)",
+    bottom.set(title="Vectors of a swapped list\nput into the sorted one", ylabel="now called unsorted (%)",
                ylim=(0, 119))
     if bottom.patches:
         bottom.legend(loc="upper right", fontsize=9)

@@ -156,6 +156,16 @@ def patching():
     return table(["lists of", "only the vector after the swap (%)", "all vectors but that one (%)"], *rows)
 
 
+def looking_back():
+    found, _ = analysis_labels()
+    looks = found["algorithm"]["looks_back"]
+    first = looks[str(found["lengths"][0])]
+    heads = [max(row, key=lambda name: row[name][1] - row[name][0]) for row in first]
+    return table(["lists of", "in the sorted list", "in the swapped list"],
+                 *[[length, *(f"{min(values):.2f} to {max(values):.2f}" for values in zip(
+                     *(row[head] for row, head in zip(rows, heads))))] for length, rows in looks.items()])
+
+
 def rendered(text):
     """The document with every table made anew."""
     return BLOCK.sub(lambda match: f"<!-- table: {match[1]} -->\n{globals()[match[1]]()}<!-- end -->", text)

@@ -38,7 +38,7 @@ def some_lists(n=32, length=12, seed=0):
 class Data(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.sets = {"train": sort.draw_records(random.Random(1), 4000, sort.TRAINING_KINDS, 0.5, sort.TRAINING_LENGTHS,
+        cls.sets = {"train": sort.draw_records(random.Random(1), 4000, sort.KINDS[1:], 0.5, sort.TRAINING_LENGTHS,
                                                seen := set()),
                     "test": sort.draw_records(random.Random(2), 2000, sort.KINDS[1:], 0.5, sort.LENGTHS, seen),
                     "long": sort.draw_records(random.Random(3), 200, sort.KINDS[1:], 0.5, [128], seen)}
@@ -75,11 +75,9 @@ class Data(unittest.TestCase):
         self.assertTrue(2 < mean["swaps"] < mean["shuffled"], mean)
 
     def test_shares(self):
-        kinds = Counter(record["kind"] for record in self.sets["train"])
-        self.assertEqual(kinds, {"sorted": 2000, "adjacent_swap": 1000, "random_swap": 400, "swaps": 200,
-                                 "shuffled": 200, "reversed": 200})
-        kinds = Counter(record["kind"] for record in self.sets["test"])
-        self.assertEqual(kinds, {"sorted": 1000} | {kind: 200 for kind in sort.KINDS[1:]})
+        for name, n in (("train", 4000), ("test", 2000), ("long", 200)):
+            kinds = Counter(record["kind"] for record in self.sets[name])
+            self.assertEqual(kinds, {"sorted": n // 2} | {kind: n // 10 for kind in sort.KINDS[1:]})
         lengths = Counter(record["length"] for record in self.sets["train"])
         self.assertEqual(set(lengths), set(range(8, 17)))
         self.assertAlmostEqual(lengths[16] / 4000, 0.5, delta=0.05)
@@ -107,7 +105,7 @@ class Data(unittest.TestCase):
             self.assertEqual([path.stem for path in files], ["128", "16", "256", "32", "64", "test", "train", "val"])
             digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
             data = sort.load_data(args, [*sort.SPLITS, "extrapolation/256"])
-        self.assertEqual(digest, "f8b2402779a36b04d0056151b912589c0708bf231c1a08a70aee70e3c58cae1e")
+        self.assertEqual(digest, "99b751fe50c0cc2c97c1207c014b746a3da404c37e5f7a86a9231ef447942586")
         self.assertEqual({name: tuple(lists.shape) for name, (lists, _) in data.items()},
                          {"train": (10_000, 16), "val": (2_000, 16), "test": (2_000, 16),
                           "extrapolation/256": (2_000, 256)})
@@ -349,16 +347,16 @@ class Scores(unittest.TestCase):
 
 class Training(unittest.TestCase):
     def test_learns_and_extrapolates(self):
-        """300 steps of ALiBi on 2,000 lists: short and long ones nearly all right, and twice the same weights."""
+        """400 steps of ALiBi on 2,000 lists: short ones and long ones are mostly right."""
         rng, seen = random.Random(5), set()
-        sets = {"train": (2000, sort.TRAINING_KINDS, sort.TRAINING_LENGTHS), "val": (200, sort.KINDS[1:], sort.LENGTHS),
+        sets = {"train": (2000, sort.KINDS[1:], sort.TRAINING_LENGTHS), "val": (200, sort.KINDS[1:], sort.LENGTHS),
                 "long": (200, sort.KINDS[1:], [64])}
         data = {}
         for name, (n, kinds, lengths) in sets.items():
             records = sort.draw_records(rng, n, kinds, 0.5, lengths, seen)
             data[name] = (sort.pad([record["sequence"] for record in records]),
                           torch.tensor([sort.KINDS.index(record["kind"]) for record in records]))
-        config = argparse.Namespace(**sort.config_of(flags("--steps", "300", "--n-layer", "1", "--batch-size", "128"),
+        config = argparse.Namespace(**sort.config_of(flags("--steps", "400", "--n-layer", "1", "--batch-size", "128"),
                                                      "alibi", 1))
         log = common.log
         self.addCleanup(lambda: (setattr(common, "log", log), setattr(sort, "log", log)))
