@@ -338,10 +338,15 @@ class DecoderBlock(nn.Module):
 
 
 class Adder(nn.Module):
-    """An encoder-decoder transformer from problems of num_digits digits to their sums."""
+    """An encoder-decoder transformer from problems of num_digits digits to their sums.
 
-    def __init__(self, num_digits, n_layer, n_head, d_model, d_ff):
+    Digits are always passed in and out in the order in which we read them. Inside, they are written in that order or,
+    with `reverse`, units first, as we add on paper: then a carry is known by the time it is needed.
+    """
+
+    def __init__(self, num_digits, n_layer, n_head, d_model, d_ff, reverse=False):
         super().__init__()
+        self.reverse = reverse
         self.token_embedding = nn.Embedding(N_TOKENS, d_model)
         self.source_position = nn.Embedding(2 * num_digits + 1, d_model)
         self.target_position = nn.Embedding(num_digits + 1, d_model)
@@ -359,6 +364,10 @@ class Adder(nn.Module):
             x = block(x)
         return self.encoder_norm(x)
 
+    def reorder(self, digits):
+        """From reading order to writing order, or back: (B, n+1, ...) -> (B, n+1, ...)."""
+        return digits.flip(1) if self.reverse else digits
+
     def decode(self, answer, memory):
         """answer (B, T), the start token and the digits so far -> logits (B, T, 10), for the digit after each."""
         T = answer.shape[1]
@@ -369,9 +378,10 @@ class Adder(nn.Module):
         return self.to_logits(self.decoder_norm(x))
 
     def forward(self, source, target):
-        """Teacher forcing: logits (B, n+1, 10) of each digit, given the right digits before it."""
+        """Teacher forcing: logits (B, n+1, 10) of each digit, given the right digits written before it."""
         start = torch.full_like(target[:, :1], START)
-        return self.decode(torch.cat([start, target[:, :-1]], dim=1), self.encode(source))
+        written = torch.cat([start, self.reorder(target)[:, :-1]], dim=1)
+        return self.reorder(self.decode(written, self.encode(source)))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -389,7 +399,7 @@ def greedy_decode(model, source):
     for _ in range(model.target_position.num_embeddings):
         logits = model.decode(answer, memory)[:, -1]  # (B, 10)
         answer = torch.cat([answer, logits.argmax(dim=-1, keepdim=True)], dim=1)
-    return answer[:, 1:]
+    return model.reorder(answer[:, 1:])
 
 
 @torch.inference_mode()
@@ -463,10 +473,11 @@ def learning_rate(step, args):
     return args.lr * min(1, (step + 1) / args.warmup, (args.steps - step) / (0.6 * args.steps))
 
 
-def fit(config, data, device):
-    """Train one model, writing nothing: return it with its best weights, the history and the best row of it.
+def fit(config, data, device, unfinished=None, resume=False):
+    """Train one model; return it with its best weights, the history of the training and the best row of it.
 
-    The best weights are those that do best on the validation problems, decoding freely.
+    The best weights are those that do best on the validation problems, decoding freely. At each validation the state
+    of the training goes to the file `unfinished`, from where `resume` takes it up.
     """
     torch.manual_seed(config.model_seed)
     model = Adder(**{name: getattr(config, name) for name in MODEL_FLAGS}).to(device)
@@ -478,10 +489,15 @@ def fit(config, data, device):
     _, val_target = tokenize(*data["val"].T, config.num_digits)
     optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.95))
     coin = torch.Generator().manual_seed(config.model_seed)
-    history, best, losses, start = [], None, [], time.time()
+    done, history, best, weights, losses = 0, [], None, None, []
+    if resume:
+        done, history, best, weights = common.take_up(unfinished, config_of(config), model, optimizer)
+    start = time.time() - (history[-1]["seconds"] if history else 0)
     for step, batch in zip(range(config.steps), common.batches(len(source), config.batch_size, config.model_seed)):
         # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems teach.
         swap = (torch.rand(len(batch), 1, generator=coin) < 0.5).to(device)
+        if step < done:  # taken up again: the same draws, but not the same work
+            continue
         x = torch.where(swap, mirror[batch], source[batch])  # (B, 2n+1)
         logits = model(x, target[batch])                     # (B, n+1, 10)
         loss = F.cross_entropy(logits.flatten(0, 1), target[batch].flatten())
@@ -508,6 +524,9 @@ def fit(config, data, device):
                 f" | exact {100 * row['val_accuracy']:5.1f}% | lr {row['lr']:.1e}"
                 f" | {1000 * row['seconds'] / row['step']:.0f} ms/step"
                 + "".join(f" | {mistake}" for mistake in mistakes(data["val"], answer, right)[:2]))
+            if unfinished:
+                progress = (step + 1, history, best, weights)
+                common.save_unfinished(unfinished, config_of(config), model, optimizer, progress)
     model.load_state_dict(weights)
     return model.eval(), history, best
 
@@ -515,8 +534,8 @@ def fit(config, data, device):
 def train(args):
     """--mode train: fit the model, save it, examine it, draw its learning curves."""
     out, data, start = common.folder(args.out_dir, "addition"), load_data(args), time.time()
-    model, history, best = fit(args, data, args.device)
-    config = config_of(args)
+    config, unfinished = config_of(args), out / "unfinished.pth"
+    model, history, best = fit(args, data, args.device, unfinished, args.resume)
     common.save_checkpoint(out / "best_model.pth", model, config)
     log(f"best: step {best['step']}, saved to {out / 'best_model.pth'} after {time.time() - start:.1f} s")
     training_log = {"config": config, "n_params": common.n_parameters(model), "history": history,
@@ -524,6 +543,7 @@ def train(args):
                     **final_exam(model, data["test"], args), "seconds": history[-1]["seconds"]}
     common.write_json(out / "training_log.json", training_log)
     plot_training(training_log, out / "training_curves.png")
+    unfinished.unlink(missing_ok=True)
 
 
 def final_exam(model, test, args):
@@ -1097,10 +1117,11 @@ def analyze_seeds(args, data, config, found):
     folder, seeds = Path(args.out_dir) / "addition" / "seeds", {}
     for seed in range(1, args.model_seeds + 1):
         wanted, path = config | {"model_seed": seed}, folder / f"{seed}.json"
+        old = common.read_json(path) if path.exists() else None
         if seed == config["model_seed"]:
             model, result = load_model(args, {})[0], found
-        elif path.exists() and common.read_json(path).get("config") == wanted:
-            seeds[str(seed)] = common.read_json(path)
+        elif isinstance(old, dict) and old.get("config") == wanted:
+            seeds[str(seed)] = old
             continue
         else:
             model, _, _ = fit(argparse.Namespace(**wanted), data, args.device)
@@ -1129,6 +1150,9 @@ def analyze(args, typed):
         log(f"analyze: no model in {out}, training one")
         train(args)
     model, config = load_model(args, typed)
+    if config["reverse"]:
+        raise UserError(f"{out / 'best_model.pth'} writes its answers in --reverse; --mode analyze follows the carry "
+                        f"through answers written from the left, train such a model with --mode train")
     num_digits, folder = config["num_digits"], out / "head_analysis"
     data = load_data(argparse.Namespace(**vars(args) | {name: config[name] for name in DATA_FLAGS}))  # the model's own
     attention = analyze_attention(model, data["test"], num_digits, out)
@@ -1190,17 +1214,21 @@ def summarize_seeds(table):
 # 8. Asking the trained model
 
 
+def build_model(config):
+    """Return an untrained model of a configuration, which must hold a value for every flag; KeyError if not."""
+    config = {name: config[name] for name in CONFIG_FLAGS}
+    return Adder(**{name: config[name] for name in MODEL_FLAGS})
+
+
 def load_model(args, typed):
     """Return (model, config) from the checkpoint; UserError if a flag that was typed says otherwise."""
     path = Path(args.out_dir) / "addition" / "best_model.pth"
-    config, weights = common.load_checkpoint(path, SCRIPT)
+    model, config = common.load_checkpoint(path, SCRIPT, build_model)
     conflict = {name: value for name, value in typed.items() if name in CONFIG_FLAGS and config.get(name) != value}
     if conflict:
         raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or "
                         f"train anew with --mode train")
-    model = Adder(**{name: config[name] for name in MODEL_FLAGS})
-    model.load_state_dict(weights)
-    return model.to(args.device).eval(), config
+    return model.to(args.device), config
 
 
 def parse_problem(text, num_digits, leading_zeros):
@@ -1246,7 +1274,7 @@ def infer(args, typed):
 # 9. The command line
 
 SCRIPT = "attention_addition.py"
-MODEL_FLAGS = ("num_digits", "n_layer", "n_head", "d_model", "d_ff")
+MODEL_FLAGS = ("num_digits", "n_layer", "n_head", "d_model", "d_ff", "reverse")
 DATA_FLAGS = ("num_digits", "leading_zeros", "cascades", "seed", "n_train", "n_val", "n_test")
 TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "eval_every")
 CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
@@ -1280,6 +1308,7 @@ def command_line():
     model.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention; divides --d-model")
     model.add_argument("--d-model", type=number(int, 1, 8192), default=64, help="channels that represent a token")
     model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of a feed-forward network")
+    model.add_argument("--reverse", action="store_true", help="write the units digit first; not for --mode analyze")
     training = parser.add_argument_group("training")
     training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="weights and batch order")
     training.add_argument("--steps", type=number(int, 1, 10**9), default=1500, help="batches to learn from")
@@ -1290,6 +1319,8 @@ def command_line():
     training.add_argument("--eval-every", type=number(int, 1, 10**9), default=100, help="steps between validations")
     training.add_argument("--model-seeds", type=number(int, 1, 1000), default=1,
                           help="with --mode analyze: repeat for model seeds 1 to this")
+    training.add_argument("--resume", action="store_true",
+                          help="with --mode train: take up an interrupted training where it last validated")
     machine = parser.add_argument_group("machine")
     devices = ["auto", "cpu", "cuda", "mps"]
     machine.add_argument("--device", choices=devices, default="auto", help="auto is cuda, else cpu")
@@ -1306,6 +1337,11 @@ def main():
                         f"try --d-model {fitting}")
     if (args.mode == "infer") != bool(args.problems):
         raise UserError("problems go with --mode infer and it with them, as in --mode infer 347+159")
+    if args.reverse and args.mode in ("all", "analyze"):
+        raise UserError("--mode analyze follows the carry through answers that are written from the left; with --reverse "
+                        "type --mode train")
+    if args.resume and args.mode != "train":
+        raise UserError("--resume goes with --mode train")
     args.device = common.pick_device(args.device, args.threads)
     if args.mode in ("all", "gendata"):
         generate_data(args)

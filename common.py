@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import torch
 
 # ------------------------------------------------------------------------------------------------
 # Errors: whatever a user can cause ends in one sentence and exit code 2, never in a traceback
+
+
+warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 says so of its own torch.load
 
 
 class UserError(Exception):
@@ -63,7 +67,8 @@ def run(main):
         log(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        log("interrupted; the files on disk are whole, type the same command to start again")
+        log("interrupted; the files on disk are whole: type the same command to start again (--mode train --resume "
+            "takes up a training where it last validated)")
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as in `... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,6 +97,10 @@ def whole_file(path):
     """Yield a temporary path that takes the place of `path` if, and only if, the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a run that was killed; no file takes a minute to write
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > 60:
+                left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -140,28 +149,38 @@ def read_jsonl(path, check):
     return kept
 
 
-def save_checkpoint(path, model, config):
-    """Write weights and configuration, as tensors on the CPU, loadable anywhere."""
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+def save_tensors(path, value):
+    """Write nested dictionaries and lists of tensors and plain values."""
     content = io.BytesIO()  # a file would have its name inside, and the same model not always the same bytes
-    torch.save({"config": config, "weights": weights, "torch": str(torch.__version__)}, content)
+    torch.save(value, content)
     with whole_file(path) as temporary:
         temporary.write_bytes(content.getvalue())
 
 
-def load_checkpoint(path, script):
-    """Return (config, weights) as saved by `script`. Only tensors and plain values are ever unpickled."""
+def save_checkpoint(path, model, config):
+    """Write weights and configuration, as tensors on the CPU, loadable anywhere."""
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    save_tensors(path, {"config": config, "weights": weights, "torch": str(torch.__version__)})
+
+
+def load_checkpoint(path, script, build):
+    """Return (model, config) as saved by `script`; build(config) makes the model that the weights go into.
+
+    Only tensors and plain values are ever unpickled. UserError if there is no such file or it is something else.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["config"]["script"] == script:
-            return checkpoint["config"], checkpoint["weights"]
+            model = build(checkpoint["config"])
+            model.load_state_dict(checkpoint["weights"])
+            return model.eval(), checkpoint["config"]
     except FileNotFoundError:
         raise UserError(f"there is no model at {path}; type python {script} --mode train") from None
     except PermissionError:
         raise
     except Exception:  # torch raises a dozen kinds for a file that is cut short, foreign or hostile
         pass
-    raise UserError(f"{path} is not a model of this script; type python {script} --mode train to make one")
+    raise UserError(f"{path} is not a model of this version of {script}; type --mode train to make one")
 
 
 def difference(found, wanted):
@@ -238,10 +257,31 @@ def adamw(model, lr, weight_decay, betas):
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # in one pass; older ones cannot on every device
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+
+
+def save_unfinished(path, config, model, optimizer, progress):
+    """Keep all that a training needs to be taken up again; `progress` is whatever its loop counts and collects."""
+    save_tensors(path, {"config": config, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "random": torch.get_rng_state(), "progress": progress})
+
+
+def take_up(path, config, model, optimizer):
+    """Put model, optimizer and random numbers back to where save_unfinished was called; return its `progress`."""
     try:
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)  # one pass over all weights
-    except RuntimeError:  # older versions of torch have it on the GPU only
-        return torch.optim.AdamW(groups, lr=lr, betas=betas)
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        if kept["config"] == config:
+            model.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
+            torch.set_rng_state(kept["random"])
+            return kept["progress"]
+        reason = f"was begun with {difference(kept['config'], config)}"
+    except FileNotFoundError:
+        raise UserError(f"there is no interrupted training at {path}; leave --resume out") from None
+    except Exception:  # as above
+        reason = "is not an interrupted training"
+    raise UserError(f"{path} {reason}; pass the flags it was begun with or leave --resume out to begin anew")
 
 
 def mean_std(values):

@@ -432,10 +432,11 @@ def describe(config):
     return NAMES[config["pe"]] + (", causal" if config["causal"] else "")
 
 
-def fit(config, data, device):
-    """Train one model, writing nothing: return it with its best weights, the history and the best row of it.
+def fit(config, data, device, unfinished=None, resume=False):
+    """Train one model; return it with its best weights, the history of the training and the best row of it.
 
-    The best weights are those that do best on the validation lists, which are as short as those to learn from.
+    The best weights are those that do best on the validation lists, which are as short as those to learn from. At each
+    validation the state of the training goes to the file `unfinished`, from where `resume` takes it up.
     """
     torch.manual_seed(config.model_seed)
     model = SortednessEncoder(**{name: getattr(config, name) for name in MODEL_FLAGS}).to(device)
@@ -446,9 +447,14 @@ def fit(config, data, device):
     val_lists, val_kinds = data["val"]
     optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.98))
     amounts = torch.Generator().manual_seed(config.model_seed)
-    history, best, losses, start = [], None, [], time.time()
+    done, history, best, weights, losses = 0, [], None, None, []
+    if resume:
+        done, history, best, weights = common.take_up(unfinished, vars(config), model, optimizer)
+    start = time.time() - (history[-1]["seconds"] if history else 0)
     for step, batch in zip(range(config.steps), common.batches(len(lists), config.batch_size, config.model_seed)):
         x = shift(lists[batch], amounts) if config.shift else lists[batch]         # (B, T)
+        if step < done:  # taken up again: the same draws, but not the same work
+            continue
         logits = model(x.to(device))                                               # (B,)
         loss = F.binary_cross_entropy_with_logits(logits, target[batch].to(device))
         optimizer.zero_grad()
@@ -475,6 +481,9 @@ def fit(config, data, device):
             log(f"step {row['step']:4d}/{config.steps} | train {row['train_loss']:.4f} | val {row['val_loss']:.4f}"
                 f" | accuracy {100 * row['val_accuracy']:5.1f}% | sorted {100 * recall['sorted']:5.1f}%"
                 f" | lr {row['lr']:.1e} | {1000 * row['seconds'] / row['step']:.0f} ms/step")
+            if unfinished:
+                progress = (step + 1, history, best, weights)
+                common.save_unfinished(unfinished, vars(config), model, optimizer, progress)
     model.load_state_dict(weights)
     return model.eval(), history, best
 
@@ -482,7 +491,9 @@ def fit(config, data, device):
 def train(args, pe, data):
     """--mode train: fit a model with the encoding, save it, test it, draw its learning curves."""
     out, config = common.folder(args.out_dir, "sorting", pe), config_of(args, pe, args.model_seed)
-    model, history, best = fit(argparse.Namespace(**config), data, args.device)
+    unfinished = out / "unfinished.pth"
+    resume = args.resume and unfinished.exists()
+    model, history, best = fit(argparse.Namespace(**config), data, args.device, unfinished, resume)
     common.save_checkpoint(out / "best_model.pth", model, config)
     recall = recalls(logits_of(model, data["test"][0]), data["test"][1])
     accuracy = balanced_accuracy(recall)
@@ -492,6 +503,7 @@ def train(args, pe, data):
                     "seconds": history[-1]["seconds"]}
     common.write_json(out / "training_log.json", training_log)
     plot_training(training_log, out / "training_curves.png")
+    unfinished.unlink(missing_ok=True)
     print(f"{describe(config)}: test accuracy {100 * accuracy:.2f}% on lists of {LENGTHS[0]} to {LENGTHS[-1]} ("
           + ", ".join(f"{name} {100 * share:.1f}" for name, share in recall.items()) + ")", flush=True)
 
@@ -509,11 +521,10 @@ def check_length(pe, max_len, length):
                         f"or train it with --max-len {length}")
 
 
-def build_model(config, weights, device):
-    """Return the model that a checkpoint holds."""
-    model = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
-    model.load_state_dict(weights)
-    return model.to(device).eval()
+def build_model(config):
+    """Return an untrained model of a configuration, which must hold a value for every flag; KeyError if not."""
+    config = {name: config[name] for name in CONFIG_FLAGS}
+    return SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
 
 
 def find_model(args, pe, seed):
@@ -521,13 +532,20 @@ def find_model(args, pe, seed):
     folder, wanted = Path(args.out_dir) / "sorting" / pe, config_of(args, pe, seed)
     for path in (folder / "best_model.pth", folder / "seeds" / f"{seed}.pth"):
         if path.exists():
-            config, weights = common.load_checkpoint(path, SCRIPT)
+            model, config = common.load_checkpoint(path, SCRIPT, build_model)
             if config == wanted:
-                return path, build_model(config, weights, args.device)
+                return path, model.to(args.device)
             if config | {"model_seed": seed} != wanted or path.parent.name == "seeds":
                 raise UserError(f"{path} was trained with {common.difference(config, wanted)}; pass the flags it was "
                                 f"trained with, choose another --out-dir, or remove {folder}")
     return None
+
+
+def is_finished(args, pe):
+    """Whether --mode train has left a model and nothing to resume. UserError if it was trained with other settings."""
+    folder = Path(args.out_dir) / "sorting" / pe
+    return (folder / "best_model.pth").exists() and not (folder / "unfinished.pth").exists() and bool(
+        find_model(args, pe, args.model_seed))
 
 
 def obtain_model(args, pe, seed, data):
@@ -1123,12 +1141,12 @@ def infer(args, typed):
     """--mode infer: answer the lists on the command line, or those on standard input, one a line, after `-`."""
     pe = args.pe[0] if "pe" in typed else "alibi"
     path = Path(args.out_dir) / "sorting" / pe / "best_model.pth"
-    config, weights = common.load_checkpoint(path, SCRIPT)
+    model, config = common.load_checkpoint(path, SCRIPT, build_model)
     conflict = {name: typed[name] for name in CONFIG_FLAGS & typed.keys() - {"pe"} if config.get(name) != typed[name]}
     if conflict:
         raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or "
                         f"train anew with --mode train")
-    model = build_model(config, weights, args.device)
+    model = model.to(args.device)
     live = args.sequences == ["-"] and sys.stdin.isatty()
     if args.sequences == ["-"]:
         texts = (line.decode(errors="replace") for line in sys.stdin.buffer if line.strip())
@@ -1211,6 +1229,8 @@ def command_line():
     training.add_argument("--model-seeds", type=number(int, 1, 1000), metavar="N",
                           help="how many model seeds to compare, counted from --model-seed "
                                "(as many as there are models of; at least 1, with --mode extrapolate 5)")
+    training.add_argument("--resume", action="store_true",
+                          help="with --mode train: take up an interrupted training where it last validated")
     machine = parser.add_argument_group("machine")
     devices = ["auto", "cpu", "cuda", "mps"]
     machine.add_argument("--device", choices=devices, default="auto", help="auto is cuda, else cpu")
@@ -1231,6 +1251,8 @@ def main():
         raise UserError("--mode infer asks one model; name one --pe")
     if odd := [name for name in SIZES if getattr(args, name) % 2]:
         raise UserError(f"--{odd[0].replace('_', '-')} must be even: each sorted list goes with an unsorted one")
+    if args.resume and args.mode != "train":
+        raise UserError("--resume goes with --mode train; the other modes keep what is finished anyway")
     args.lengths = sorted(set(args.lengths))
     args.device = common.pick_device(args.device, args.threads)
     if args.mode in ("all", "gendata"):
@@ -1238,7 +1260,10 @@ def main():
     if args.mode in ("all", "train"):
         data = load_data(args, SPLITS)
         for pe in args.pe:
-            train(args, pe, data)
+            if args.resume and is_finished(args, pe):
+                log(f"{pe} is trained already")
+            else:
+                train(args, pe, data)
     if args.mode in ("all", "extrapolate"):
         extrapolate(args)
     if args.mode in ("all", "analyze"):

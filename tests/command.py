@@ -1,20 +1,52 @@
 """What the tests of both command lines share: run a script as a user does, and look at what it leaves behind."""
-import subprocess
+import multiprocessing
+import os
+import runpy
+import signal
 import sys
 import tempfile
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 TOP = Path(__file__).resolve().parents[1]
 
+# Most of a short command's time is the import of torch. So one process imports it and then splits, once a command.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "matplotlib.pyplot"])
 
-def run(script, *arguments, stdin=None):
-    return subprocess.run([sys.executable, script, *arguments], cwd=TOP, capture_output=True, input=stdin, timeout=300)
+
+def _be_script(script, arguments, folder):
+    """Do, in a process of its own, what `python script arguments` does."""
+    os.chdir(TOP)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        os.dup2(os.open(Path(folder, name), os.O_RDWR), fd)
+        setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))
+    sys.argv, sys.path[0:0] = [script, *arguments], [str(TOP)]
+    runpy.run_path(script, run_name="__main__")
+
+
+def run(script, *arguments, stdin=None, kill_after=None, timeout=300):
+    """Run a command line; return its returncode, stdout and stderr. With kill_after, SIGKILL after so many seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (("stdin", stdin or b""), ("stdout", b""), ("stderr", b"")):
+            Path(folder, name).write_bytes(content)
+        process = PROCESSES.Process(target=_be_script, args=(script, arguments, folder))
+        process.start()
+        process.join(timeout if kill_after is None else kill_after)
+        if running := process.exitcode is None:
+            process.kill()
+            process.join()
+        out, err = (Path(folder, name).read_bytes() for name in ("stdout", "stderr"))
+        if running and kill_after is None:
+            raise TimeoutError(f"{script} {arguments}: still running after {timeout} s\n{err.decode()}")
+        return SimpleNamespace(returncode=process.exitcode, stdout=out, stderr=err,
+                               killed=process.exitcode == -signal.SIGKILL)
 
 
 def side_by_side(commands, stdins=None):
-    """Run command lines two at a time: most of each is the import of torch."""
+    """Run command lines two at a time."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda command, stdin: run(*command, stdin=stdin), commands,
                              stdins or [None] * len(commands)))

@@ -148,7 +148,7 @@ class CommandLine(CommandLineCase):
         whole = self.before[self.folder / "out/addition/best_model.pth"]
         results = refused_checkpoints(self, SCRIPT, "addition", whole, "34+15")
         for result in results:
-            self.assert_error(result, "not a model of this script.*--mode train")
+            self.assert_error(result, "not a model of this version of.*--mode train")
 
     def test_help(self):
         text = adder("--help").stdout.decode()

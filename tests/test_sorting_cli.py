@@ -221,7 +221,7 @@ class CommandLine(CommandLineCase):
     def test_a_bad_checkpoint_is_refused(self):
         whole = self.before[self.folder / "out/sorting/alibi/best_model.pth"]
         for result in refused_checkpoints(self, SCRIPT, "sorting/alibi", whole, "3 4"):
-            self.assert_error(result, "not a model of this script.*--mode train")
+            self.assert_error(result, "not a model of this version of.*--mode train")
 
     def test_help(self):
         text = run(SCRIPT, "--help").stdout.decode()
