@@ -162,15 +162,14 @@ def data_settings(args):
 
 
 def generate_data(args):
-    """--mode gendata: write train.jsonl, val.jsonl, test.jsonl and, last, settings.json."""
+    """--mode gendata: write train.jsonl, val.jsonl, test.jsonl and settings.json."""
     folder, settings = common.folder(args.data_dir, "addition"), data_settings(args)
     problems = draw_problems(args.num_digits, args.leading_zeros, settings["sizes"], args.cascades, args.seed)
-    common.write_json(folder / "settings.json", "unfinished")  # so that a run killed here is noticed later
+    records = {}
     for split, pairs in problems.items():
         source, target = tokenize(*torch.tensor(pairs).T, args.num_digits)
-        records = [{"input": x, "target": y} for x, y in zip(source.tolist(), target.tolist())]
-        common.write_jsonl(folder / f"{split}.jsonl", records)
-    common.write_json(folder / "settings.json", settings)
+        records[split] = [{"input": x, "target": y} for x, y in zip(source.tolist(), target.tolist())]
+    common.write_data(folder, records, settings)
     sizes = ", ".join(f"{size:,} {split}" for split, size in settings["sizes"].items())
     log(f"data: wrote {sizes} problems of {args.num_digits} digits to {folder}, seed {args.seed}")
 
@@ -1155,8 +1154,8 @@ def analyze(args, typed):
                         f"through answers written from the left, train such a model with --mode train")
     num_digits, folder = config["num_digits"], out / "head_analysis"
     data = load_data(argparse.Namespace(**vars(args) | {name: config[name] for name in DATA_FLAGS}))  # the model's own
-    attention = analyze_attention(model, data["test"], num_digits, out)
-    ablation = ablate(model, data["val"], data["test"], num_digits)
+    attention = analyze_attention(model, data["test"][:2000], num_digits, out)  # all at once, so not too many
+    ablation = ablate(model, data["val"][:2000], data["test"], num_digits)
     common.write_json(folder / "ablation.json", ablation)
     plot_ablation(ablation, folder / "ablation.png")
     found = analyze_heads(model, data, config)

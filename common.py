@@ -119,17 +119,13 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_jsonl(path, records):
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
 def read_json(path):
     """Return the JSON value in a file; UserError if there is no such file or it holds something else."""
     try:
         return json.loads(Path(path).read_bytes().decode())
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not a whole JSON file; remove it and make it again") from None
 
 
@@ -191,10 +187,24 @@ def difference(found, wanted):
     return ", ".join(f"{name} {found.get(name)} (wanted {wanted[name]})" for name in names) or "other settings"
 
 
+def write_data(folder, records, settings):
+    """Write {name: records} as <name>.jsonl, and settings.json: all of it or, when the disk is full, nothing.
+
+    The files are complete before the first of them takes its place. Between the first and the last, settings.json says
+    "unfinished", so that ready_data knows of a run that was killed there.
+    """
+    with contextlib.ExitStack() as files:
+        for name, rows in records.items():
+            temporary = files.enter_context(whole_file(folder / f"{name}.jsonl"))
+            temporary.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_json(folder / "settings.json", "unfinished")
+    write_json(folder / "settings.json", settings)
+
+
 def ready_data(folder, wanted, generate):
     """Call generate() if there are no data in the folder or only half-made ones.
 
-    UserError if they were made with other settings than those wanted, as settings.json, written last, tells.
+    UserError if they were made with other settings than those wanted, as settings.json tells.
     """
     settings = folder / "settings.json"
     if read_json(settings) == "unfinished" if settings.exists() else not any(folder.glob("*.jsonl")):

@@ -126,21 +126,20 @@ def data_settings(args):
 
 
 def generate_data(args):
-    """--mode gendata: write train, val and test.jsonl, extrapolation/<length>.jsonl and, last, settings.json.
+    """--mode gendata: write train, val and test.jsonl, extrapolation/<length>.jsonl and settings.json.
 
     --kinds and --narrow concern the lists to learn from. Those that measure are always of all kinds in equal shares.
     """
-    folder, seen = common.folder(args.data_dir, "sorting"), set()
+    folder, seen, records = common.folder(args.data_dir, "sorting"), set(), {}
     sets = [("test", args.n_test, LENGTHS), ("val", args.n_val, LENGTHS), ("train", args.n_train, TRAINING_LENGTHS)]
     sets += [(f"extrapolation/{length}", args.n_long, [length]) for length in args.lengths]
-    common.write_json(folder / "settings.json", "unfinished")  # so that a run killed here is noticed later
     for i, (name, n, lengths) in enumerate(sets):
         # A generator for each file, so that the size of one hardly matters to the next (draws that occurred before are
         # skipped). random.random() is the one generator whose numbers Python promises never to change.
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (KINDS[1:], 0.5)
-        common.write_jsonl(folder / f"{name}.jsonl", draw_records(rng, n, kinds, narrow, lengths, seen))
-    common.write_json(folder / "settings.json", data_settings(args))
+        records[name] = draw_records(rng, n, kinds, narrow, lengths, seen)
+    common.write_data(folder, records, data_settings(args))
     log(f"data: wrote {args.n_train:,} train, {args.n_val:,} val and {args.n_test:,} test lists of {LENGTHS[0]} to "
         f"{LENGTHS[-1]} numbers, {args.n_long:,} for each of the lengths {args.lengths}, to {folder}, seed {args.seed}")
 
@@ -858,10 +857,9 @@ def analyze(args):
                           for pe, of_seeds in models.items()}
     plot_attention(found["attention"], labels, args.lengths, out / "attention_by_length.png")
     if "alibi" in models:
-        patched = {str(length): [patch_states(model, *data[f"extrapolation/{length}"]) for model in models["alibi"]]
-                   for length in args.lengths}
-        looks = {str(length): [looks_back(model, *data[f"extrapolation/{length}"]) for model in models["alibi"]]
-                 for length in args.lengths}
+        some = {str(length): [x[:2000] for x in data[f"extrapolation/{length}"]] for length in args.lengths}
+        patched = {length: [patch_states(model, *some[length]) for model in models["alibi"]] for length in some}
+        looks = {length: [looks_back(model, *some[length]) for model in models["alibi"]] for length in some}
         pairs = [pair_table(model) for model in models["alibi"]]
         found["algorithm"] = {"looks_back": looks, "patched": patched, "wrong_pairs": [wrong for _, wrong in pairs]}
         plot_algorithm(models["alibi"][0], *pairs[0], patched, out / "algorithm.png")

@@ -17,29 +17,40 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "matplotlib.pyplot"])
 
 
-def _be_script(script, arguments, folder):
+def _be_script(script, arguments, folder, most_bytes):
     """Do, in a process of its own, what `python script arguments` does."""
     os.chdir(TOP)
+    if most_bytes is not None:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         os.dup2(os.open(Path(folder, name), os.O_RDWR), fd)
-        setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))
+        errors = "backslashreplace" if name == "stderr" else "strict"  # as Python itself opens them
+        setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False, errors=errors))
     sys.argv, sys.path[0:0] = [script, *arguments], [str(TOP)]
     runpy.run_path(script, run_name="__main__")
 
 
-def run(script, *arguments, stdin=None, kill_after=None, timeout=300):
-    """Run a command line; return its returncode, stdout and stderr. With kill_after, SIGKILL after so many seconds."""
+def run(script, *arguments, stdin=None, kill_when=None, most_bytes=None, timeout=300):
+    """Run a command line; return its returncode, stdout and stderr.
+
+    It gets SIGKILL as soon as kill_when() is true; with most_bytes, no file can grow further than that, as if the disk
+    were full.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (("stdin", stdin or b""), ("stdout", b""), ("stderr", b"")):
             Path(folder, name).write_bytes(content)
-        process = PROCESSES.Process(target=_be_script, args=(script, arguments, folder))
+        process = PROCESSES.Process(target=_be_script, args=(script, arguments, folder, most_bytes))
         process.start()
-        process.join(timeout if kill_after is None else kill_after)
+        if kill_when is None:
+            process.join(timeout)
+        while kill_when and process.exitcode is None and not kill_when():
+            process.join(0.005)
         if running := process.exitcode is None:
             process.kill()
             process.join()
         out, err = (Path(folder, name).read_bytes() for name in ("stdout", "stderr"))
-        if running and kill_after is None:
+        if running and kill_when is None:
             raise TimeoutError(f"{script} {arguments}: still running after {timeout} s\n{err.decode()}")
         return SimpleNamespace(returncode=process.exitcode, stdout=out, stderr=err,
                                killed=process.exitcode == -signal.SIGKILL)

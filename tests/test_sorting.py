@@ -362,9 +362,9 @@ class Training(unittest.TestCase):
         self.addCleanup(lambda: (setattr(common, "log", log), setattr(sort, "log", log)))
         common.log = sort.log = lambda line: None
         model, history, best = sort.fit(config, data, torch.device("cpu"))
-        self.assertGreater(best["val_accuracy"], 0.9)
+        self.assertGreater(best["val_accuracy"], 0.8)
         recall = sort.recalls(sort.logits_of(model, data["long"][0]), data["long"][1])
-        self.assertGreater(sort.balanced_accuracy(recall), 0.9, recall)
+        self.assertGreater(sort.balanced_accuracy(recall), 0.8, recall)
 
 
 if __name__ == "__main__":
