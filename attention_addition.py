@@ -426,13 +426,17 @@ def tokens(model, problems, num_digits):
 
 def solve(model, problems, num_digits, label=None):
     """The model's own answers (N, n+1) to the problems (N, 2), whether each is right (N,), and its loss (N,)."""
-    def solve_chunk(chunk):
-        source, target = tokens(model, chunk, num_digits)
-        answer, loss = answers(model, source, target)
-        return answer.cpu(), (answer == target).all(dim=1).cpu(), loss.cpu()
+    # Made first: small results, scattered among large temporary tensors, would keep their memory from being used again.
+    answer, loss = torch.empty(len(problems), num_digits + 1, dtype=torch.long), torch.empty(len(problems))
+    size = 1024  # small enough for the processor's caches
 
-    chunks = problems.split(1024)  # small enough for the processor's caches
-    return [torch.cat(column) for column in zip(*common.parallel_map(solve_chunk, chunks, label))]
+    def solve_chunk(i):
+        source, target = tokens(model, problems[i:i + size], num_digits)
+        answer[i:i + size], loss[i:i + size] = (x.cpu() for x in answers(model, source, target))
+
+    common.parallel_map(solve_chunk, range(0, len(problems), size), label)
+    right = (answer == tokenize(*problems.T, num_digits)[1]).all(dim=1)
+    return answer, right, loss
 
 
 def all_problems(num_digits, leading_zeros):
@@ -516,6 +520,8 @@ def fit(config, data, device, unfinished=None, resume=False):
                    "lr": group["lr"], "seconds": round(time.time() - start, 2)}
             history.append(row)
             losses.clear()
+            if not math.isfinite(row["train_loss"]):
+                raise UserError(f"the loss is no number any more at step {step + 1}; try a smaller --lr")
             # Towards the end many evaluations are perfect: among equals, prefer the surest.
             if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
                 best, weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}

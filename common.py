@@ -64,7 +64,7 @@ def run(main):
         main()
         sys.stdout.flush()
     except UserError as error:
-        log(f"error: {error}")
+        log("error: " + " ".join(str(error).split()))  # one line, whatever was typed
         sys.exit(2)
     except KeyboardInterrupt:
         log("interrupted; the files on disk are whole: type the same command to start again (--mode train --resume "

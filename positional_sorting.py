@@ -369,14 +369,17 @@ class SortednessEncoder(nn.Module):
 
 def logits_of(model, lists, label=None, position=None):
     """The model's logits (N,) for the lists (N, T), in pieces, so that memory does not depend on how many they are."""
-    device = next(model.parameters()).device
+    device, size = model.norm.weight.device, rows_at_once(lists)
     position = None if position is None else position.to(device)
+    # Made first: small results, scattered among large temporary tensors, would keep their memory from being used again.
+    logits = torch.empty(len(lists), dtype=model.norm.weight.dtype)
 
     @torch.inference_mode()
-    def ask(chunk):
-        return model(chunk.to(device), position).cpu()
+    def ask(i):
+        logits[i:i + size] = model(lists[i:i + size].to(device), position).cpu()
 
-    return torch.cat(common.parallel_map(ask, lists.split(rows_at_once(lists)), label))
+    common.parallel_map(ask, range(0, len(lists), size), label)
+    return logits
 
 
 def rows_at_once(lists):
@@ -475,6 +478,8 @@ def fit(config, data, device, unfinished=None, resume=False):
                    "lr": lr, "seconds": round(time.time() - start, 2)}
             history.append(row)
             losses.clear()
+            if not math.isfinite(row["train_loss"]):
+                raise UserError(f"the loss is no number any more at step {step + 1}; try a smaller --lr")
             if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
                 best, weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
             log(f"step {row['step']:4d}/{config.steps} | train {row['train_loss']:.4f} | val {row['val_loss']:.4f}"

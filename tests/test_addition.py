@@ -125,6 +125,26 @@ class Model(unittest.TestCase):
         answer = add.greedy_decode(self.model, self.source)
         self.assertTrue(torch.equal(self.model(self.source, answer).argmax(-1), answer))
 
+    def test_units_first(self):
+        """With reverse the same weights are another model: what it wrote earlier now stands further right."""
+        source, target = self.source, self.target
+        reverse = small_model()
+        reverse.reverse = True
+        answer = add.greedy_decode(reverse, source)
+        logits = reverse(source, answer)
+        self.assertTrue(torch.equal(logits.argmax(-1), answer))
+        start = torch.full((64, 1), add.START)
+        by_hand = reverse.decode(torch.cat([start, target.flip(1)[:, :3]], 1), reverse.encode(source)).flip(1)
+        self.assertTrue(torch.equal(reverse(source, target), by_hand))
+        for digit in range(4):  # from the left: it may depend on the digits to its right, on none to its left
+            changed = target.clone()
+            changed[:, :digit + 1] = (changed[:, :digit + 1] + 3) % 10
+            after = reverse(source, changed)
+            self.assertTrue(torch.equal(after[:, digit:], reverse(source, target)[:, digit:]))
+        changed = target.clone()
+        changed[:, 3] = (changed[:, 3] + 3) % 10
+        self.assertFalse(torch.equal(reverse(source, changed)[:, 0], reverse(source, target)[:, 0]))
+
     def test_shortcut_gives_what_greedy_decoding_gives(self):
         model = small_model(torch.float32)
         answer = add.greedy_decode(model, self.source)

@@ -139,6 +139,9 @@ class CommandLine(CommandLineCase):
             ("--mode", "train", *TINY, *self.places, "--device", "mps"): "--device cpu",
             ("--mode", "train", *TINY, "--data-dir", str(self.folder / "data"), "--out-dir", __file__): "out-dir",
             ("--mode", "gendata", "--data-dir", __file__): "data-dir",
+            ("--mode", "analyze", "--reverse"): "--mode analyze follows the carry .*--mode train",
+            ("--mode", "infer", "34+15", "--reverse", *self.places): "reverse False .wanted True",
+            ("--mode", "gendata", "--resume"): "--resume goes with --mode train",
         }
         for result, sentence in zip(adders(cases), cases.values()):
             with self.subTest(sentence):
@@ -149,6 +152,23 @@ class CommandLine(CommandLineCase):
         results = refused_checkpoints(self, SCRIPT, "addition", whole, "34+15")
         for result in results:
             self.assert_error(result, "not a model of this version of.*--mode train")
+
+    def test_reverse(self):
+        with tempfile.TemporaryDirectory() as folder:
+            places = ["--data-dir", folder, "--out-dir", folder]
+            trained = adder("--mode", "train", *TINY, *places, "--reverse", "--leading-zeros")
+            self.assertEqual(trained.returncode, 0, trained.stderr)
+            asked, analysed = adders([["--mode", "infer", *places, "7+15"], ["--mode", "analyze", *places]])
+            self.assertRegex(asked.stdout.decode(), r"\A7\+15=\d{1,3}\n\Z")
+            self.assertEqual(analysed.returncode, 2)
+            self.assertRegex(analysed.stderr, b"leading_zeros False|written from the left")
+
+    def test_a_diverging_training_says_so(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result = adder("--mode", "train", *TINY, "--data-dir", folder, "--out-dir", folder, "--lr", "1e30")
+            self.assertEqual(result.returncode, 2)
+            self.assertRegex(result.stderr, b"error: the loss is no number any more at step \\d+; try a smaller --lr\n$")
+            self.assertFalse((Path(folder) / "addition/best_model.pth").exists())
 
     def test_help(self):
         text = adder("--help").stdout.decode()
