@@ -1343,8 +1343,8 @@ def main():
     if (args.mode == "infer") != bool(args.problems):
         raise UserError("problems go with --mode infer and it with them, as in --mode infer 347+159")
     if args.reverse and args.mode in ("all", "analyze"):
-        raise UserError("--mode analyze follows the carry through answers that are written from the left; with --reverse "
-                        "type --mode train")
+        raise UserError("--mode analyze follows the carry through answers that are written from the left; with "
+                        "--reverse type --mode train")
     if args.resume and args.mode != "train":
         raise UserError("--resume goes with --mode train")
     args.device = common.pick_device(args.device, args.threads)

@@ -267,7 +267,7 @@ def adamw(model, lr, weight_decay, betas):
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # in one pass; older ones cannot on every device
+    fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # in one pass; older ones only on GPUs
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 

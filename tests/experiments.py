@@ -67,7 +67,8 @@ def experiment(command, folder):
     words = next(words for words in CHECKS if words in command)
     threads = [] if "infer" in command else ["--threads", "1"]
     start = time.time()
-    result = subprocess.run([sys.executable, *shlex.split(command), *threads], cwd=folder, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, *shlex.split(command), *threads], cwd=folder, capture_output=True,
+                            text=True)
     out = re.search(r"--out-dir (\S+)", command)
     result.out = Path(folder, out[1] if out else "out")
     try:
@@ -79,7 +80,7 @@ def experiment(command, folder):
 
 def main():
     """Print a line for each experiment; exit code 1 if one of them no longer shows what it should."""
-    todo = [command for command in commands() if "--model-seeds 5" not in command]  # ten minutes; out/ holds its results
+    todo = [command for command in commands() if "--model-seeds 5" not in command]  # long; out/ holds its results
     missing = [words for words in CHECKS if sum(words in command for command in todo) != 1]
     unchecked = [command for command in todo if not any(words in command for words in CHECKS)]
     if missing or unchecked:

@@ -1,7 +1,8 @@
 """How do time and memory grow?  Run by hand, five to ten minutes: python -m tests.growth [--steps 4000] [--threads 2]
 
-Prints two tables: the adder trained on numbers of 3 to 10 digits, and the ALiBi model under out/ asked about lists of 16
-to 2,048 numbers. Every row is measured in a process of its own; memory is the most it held beyond what it held before.
+Prints two tables: the adder trained on numbers of 3 to 10 digits, and the ALiBi model under out/ asked about lists of
+16 to 2,048 numbers. Every row is measured in a process of its own; MB is the most memory that it held beyond what it
+held before.
 """
 import argparse
 import multiprocessing
@@ -38,7 +39,8 @@ def train_adder(num_digits, steps, threads):
     args = add.command_line().parse([*FLAGS, "--num-digits", str(num_digits), "--steps", str(steps)])[0]
     args.eval_every = max(1, steps // 4)
     device, before = common.pick_device("cpu", threads), most_held()
-    problems = add.draw_problems(num_digits, True, dict(zip(add.SPLITS, add.split_sizes(args))), args.cascades, args.seed)
+    sizes = dict(zip(add.SPLITS, add.split_sizes(args)))
+    problems = add.draw_problems(num_digits, True, sizes, args.cascades, args.seed)
     data = {split: torch.tensor(pairs) for split, pairs in problems.items()}
     model, history, _ = add.fit(args, data, device)
     held = most_held() - before
@@ -52,7 +54,8 @@ def ask_about_lists(length, n, threads):
     """One row: milliseconds a list, MB, balanced accuracy."""
     common.pick_device("cpu", threads)
     records = sort.draw_records(random.Random(length), n, sort.KINDS[1:], 0.5, [length], set())
-    lists, kinds = sort.pad([x["sequence"] for x in records]), torch.tensor([sort.KINDS.index(x["kind"]) for x in records])
+    lists = sort.pad([record["sequence"] for record in records])
+    kinds = torch.tensor([sort.KINDS.index(record["kind"]) for record in records])
     model, _ = common.load_checkpoint(ALIBI, sort.SCRIPT, sort.build_model)
     before, start = most_held(), time.time()
     recall = sort.recalls(sort.logits_of(model, lists), kinds)
@@ -66,7 +69,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     rows = [(train_adder, (n, args.steps, args.threads)) for n in (3, 5, 7, 10)]
-    rows += [(ask_about_lists, (length, n, args.threads)) for n in (100, 400) for length in (16, 64, 256, 512, 1024, 2048)]
+    rows += [(ask_about_lists, (length, n, args.threads)) for n in (100, 400)
+             for length in (16, 64, 256, 512, 1024, 2048)]
     last = None
     for function, arguments in rows:
         if function is not last:

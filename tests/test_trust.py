@@ -153,8 +153,9 @@ class Killed(unittest.TestCase):
     def test_ctrl_c(self):
         for script in SCRIPTS:
             with tempfile.TemporaryDirectory() as folder:
-                process = subprocess.Popen([sys.executable, script, "--mode", "train", *TINY[script], "--steps", "100000",
-                                            "--data-dir", folder, "--out-dir", folder], cwd=TOP, stderr=subprocess.PIPE)
+                command = [sys.executable, script, "--mode", "train", *TINY[script], "--steps", "100000"]
+                process = subprocess.Popen([*command, "--data-dir", folder, "--out-dir", folder], cwd=TOP,
+                                           stderr=subprocess.PIPE)
                 said = []
                 for line in process.stderr:
                     said.append(line)
@@ -278,8 +279,8 @@ class SameResult(unittest.TestCase):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
             for script in SCRIPTS:
                 command = [script, "--mode", "gendata", *TINY[script]]
-                results = side_by_side([[*command, "--data-dir", one],
-                                        [*command, "--data-dir", two, "--model-seed", "9", "--threads", "2", "--lr", "1"]])
+                other = ["--model-seed", "9", "--threads", "2", "--lr", "1"]
+                results = side_by_side([[*command, "--data-dir", one], [*command, "--data-dir", two, *other]])
                 self.assertEqual([result.returncode for result in results], [0, 0])
             self.assertEqual([*contents(one).values()], [*contents(two).values()])
 
@@ -311,7 +312,7 @@ class ForeignFiles(unittest.TestCase):
         """Models and data that end too early are refused by name, wherever they end."""
         rng, count = random.Random(641), 0
         for script, module in SCRIPTS.items():
-            args = module.command_line().parse([*TINY[script], *self.places, *(["--pe", "alibi"] if module is sort else [])])[0]
+            args = module.command_line().parse([*TINY[script], *self.places])[0]
             model = "addition/best_model.pth" if module is add else "sorting/alibi/best_model.pth"
             cases = {model: lambda path: common.load_checkpoint(path, script, module.build_model)}
             folder = model.split("/")[0]
@@ -365,7 +366,8 @@ class ForeignFiles(unittest.TestCase):
                 self.assertIn(b"is not a model of this version of", result.stderr)
         unfinished = Path(self.folder, "addition/unfinished.pth")
         unfinished.write_bytes(content.getvalue())
-        result = run("attention_addition.py", "--mode", "train", *TINY["attention_addition.py"], *self.places, "--resume")
+        script = "attention_addition.py"
+        result = run(script, "--mode", "train", *TINY[script], *self.places, "--resume")
         unfinished.unlink()
         self.assertIn(b"is not an interrupted training", result.stderr)
         self.assertFalse(trap.exists())
@@ -384,7 +386,7 @@ class ForeignFiles(unittest.TestCase):
         for content in (sorter, older.getvalue()):
             with self.changed("addition/best_model.pth", content):
                 result = run("attention_addition.py", "--mode", "infer", "--out-dir", self.folder, "34+15")
-                self.assertRegex(result.stderr, b"^error: .*best_model.pth is not a model of this version .*--mode train")
+                self.assertRegex(result.stderr, b"^error: .*best_model.pth is not a model of this version.*--mode train")
         with self.changed("sorting/alibi/best_model.pth", adder):
             result = run("positional_sorting.py", "--mode", "infer", "--out-dir", self.folder, "3 4")
             self.assertRegex(result.stderr, b"^error: .*best_model.pth is not a model of this version .*--mode train")
@@ -399,7 +401,8 @@ class ForeignFiles(unittest.TestCase):
                 more = ["--seed", "5"] if mode == "gendata" else []
                 more += ["--pe", "alibi", "--model-seeds", "1"] if "sort" in script else []
                 with self.subTest(script=script, mode=mode):
-                    result = run(script, "--mode", mode, *TINY[script], *more, *self.places, most_bytes=most_bytes[mode])
+                    command = [script, "--mode", mode, *TINY[script], *more, *self.places]
+                    result = run(*command, most_bytes=most_bytes[mode])
                     self.assertEqual(result.returncode, 2, result.stderr)
                     self.assertRegex(result.stderr, b"error: .*free the disk or choose another place with.*\n$")
                     after = contents(self.folder)
@@ -491,13 +494,15 @@ class Nonsense(unittest.TestCase):
         rng = random.Random(641)
         good = {"attention_addition.py": [b"34+15", b" 99 + 10 ", b"0012+13"],
                 "positional_sorting.py": [b"3 15 27", b"1,2,3", b" 99 "]}
-        bad = [b"\0", b"\xff\xfe", b"9" * 100_000, b"1 +", b"-", b"34+15+1", b"3;4", b"1e2", "\u0663+\u0664".encode(), b"(" * 999]
+        bad = [b"\0", b"\xff\xfe", b"9" * 100_000, b"1 +", b"-", b"34+15+1", b"3;4", b"1e2", b"(" * 999,
+               "\u0663+\u0664".encode()]
         for script in SCRIPTS:
             more = ["--pe", "none"] if "sort" in script else []
-            lists = [[rng.choice(good[script] + [b""] + [rng.choice(bad)] * rng.choice([0, 0, 1])) for _ in range(rng.randrange(6))]
-                     for _ in range(20)]
-            for lines in lists:
-                result = run(script, "--mode", "infer", *self.places[2:], *more, "-", stdin=b"\n".join(lines), timeout=60)
+            for _ in range(20):
+                lines = [rng.choice([*good[script], b""] + [rng.choice(bad)] * rng.choice([0, 0, 1]))
+                         for _ in range(rng.randrange(6))]
+                command = [script, "--mode", "infer", *self.places[2:], *more, "-"]
+                result = run(*command, stdin=b"\n".join(lines), timeout=60)
                 asked = [line for line in lines if line]
                 first = next((i for i, line in enumerate(asked) if line in bad), len(asked))
                 self.assertEqual(len(result.stdout.splitlines()), first, (lines, result.stderr))
