@@ -386,7 +386,7 @@ class ForeignFiles(unittest.TestCase):
         for content in (sorter, older.getvalue()):
             with self.changed("addition/best_model.pth", content):
                 result = run("attention_addition.py", "--mode", "infer", "--out-dir", self.folder, "34+15")
-                self.assertRegex(result.stderr, b"^error: .*best_model.pth is not a model of this version.*--mode train")
+                self.assertRegex(result.stderr, b"error: .*best_model.pth is not a model of this version.*--mode train")
         with self.changed("sorting/alibi/best_model.pth", adder):
             result = run("positional_sorting.py", "--mode", "infer", "--out-dir", self.folder, "3 4")
             self.assertRegex(result.stderr, b"^error: .*best_model.pth is not a model of this version .*--mode train")
