@@ -5,7 +5,7 @@ time, and nobody tells them what a digit is worth, what a column is or what a ca
 for 1,500 steps, some 25 seconds on two cores. Then we try it on all 810,000 that exist, expecting no error, and take it
 apart: where does each head look, which can go, and which one moves the carry?
 
-    python attention_addition.py                                everything below, in order
+    python attention_addition.py                                the next three, in order
     python attention_addition.py --mode gendata                 write data/addition/*.jsonl
     python attention_addition.py --mode train                   train, then try every problem there is
     python attention_addition.py --mode analyze                 look inside, about a minute
@@ -44,7 +44,8 @@ from common import UserError, log
 #     347+159   source 3 4 7 + 1 5 9    target 0 5 0 6
 #
 # The decoder is fed the start token and then the digits written so far, and must name the next one. That
-# start token matters: drop it by feeding the target itself, and no one ever learns to write the first digit.
+# start token matters: without it the decoder sees the first digit before it is asked for the second, and never
+# learns to write the first.
 
 PLUS, START, N_TOKENS = 10, 11, 12
 
@@ -95,8 +96,8 @@ def longest_run(flags):
 # What is hard about adding is rare in random problems. A column that sums to nine passes on the carry that
 # arrives, if one does: 347+652 is 0999, but 348+652 is 1000, and the first digit hangs on the last. A model
 # trained on 10,000 random problems gets all of them right and still errs, mostly where nines and tens meet:
-# 695+105=700. So half of the training problems, --cascades, have some columns changed to sum to nine or ten.
-# The validation and test problems, which measure, have not.
+# 695+105=700, it says. So in half of the training problems, --cascades, some columns are changed to sum to nine or
+# ten. The validation and test problems, which measure, stay purely random.
 
 SPLITS = ("train", "val", "test")
 DEFAULT_SIZES = (10_000, 2_000, 2_000)
@@ -209,16 +210,16 @@ def load_data(args):
 #
 # Rung 1, one query: a soft look-up. A dictionary compares a query with its keys and returns the value of the
 # one that matches. Attention compares with all keys, by dot product, turns the scores into weights that sum
-# to 1, and returns the weighted mean of all values. Nothing is hard, so everything can be learned by gradient
-# descent.
+# to 1, and returns the weighted mean of all values. No step is all or nothing, so gradients reach every part.
 #
 # Rung 2, all queries at once: T queries against S keys are one matrix product, and so are the T means.
 #
 # Rung 3, a mask: a score of -infinity is a weight of 0. That is how a decoder is kept from looking at the
 # digits it has yet to write.
 #
-# Rung 4, several heads: one softmax can look at one thing well, or at two things half. So the channels are
-# cut into n_head groups, each group looks where it wants, and the results are laid side by side again.
+# Rung 4, several heads: the weights of one softmax sum to 1, so to look at two things is to look at each by
+# half. So the channels are cut into n_head groups of d_head = C / n_head, each group looks where it wants, and
+# the results are laid side by side again.
 
 
 def softmax(scores):
@@ -226,7 +227,8 @@ def softmax(scores):
 
     The largest score is taken off first, which changes nothing and keeps e^score from overflowing. It leaves the
     largest term at e^0 = 1, so the sum is at least 1 and the last clamp acts on rows of -infinity alone.
-    (torch.softmax does the same. On rows as short as ours these lines happen to be several times as fast.)
+    (torch.softmax does the same, but for NaN in a row of -infinity alone. On rows as short as ours these lines happen
+    to be several times as fast.)
     """
     largest = scores.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     weights = (scores - largest).exp()
@@ -276,7 +278,7 @@ class MultiHeadAttention(nn.Module):
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key_value.weight[:d_model].mul_(2)
-        # These two do nothing. They are places with a name, where section 7 listens in and intervenes.
+        # These two do nothing. They are places with a name: section 7 reads the one, and reads or replaces the other.
         self.weights = nn.Identity()  # (B, n_head, T, S)
         self.heads = nn.Identity()    # (B, n_head, T, d_head)
 
@@ -320,7 +322,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Every token of the answer looks at the tokens before it, then at the whole problem."""
+    """Every token of the answer looks at itself and those before it, then at the whole problem."""
 
     def __init__(self, d_model, n_head, d_ff):
         super().__init__()
@@ -609,9 +611,9 @@ def plot_training(training_log, path):
 # 7. Looking inside
 #
 # The model was not built to be looked into, and need not be: PyTorch calls a forward hook with the output of
-# a module and puts what the hook returns in its place. So a hook on `weights` reads what a head looks at, and
-# a hook on `heads` reads what it says or makes it say something else. Heads are called enc.L0.H1 (encoder,
-# layer 0, head 1), dec.L0.H1 (the decoder's self-attention) and cross.L0.H1.
+# a module and puts what the hook returns, if anything, in its place. So a hook on `weights` reads what a head
+# looks at, and a hook on `heads` reads what it says or makes it say something else. Heads are called enc.L0.H1
+# (encoder, layer 0, head 1), dec.L0.H1 (the decoder's self-attention) and cross.L0.H1.
 
 
 def attention_blocks(model):
@@ -648,7 +650,7 @@ def replacing(model, heads, values=None):
     """Replace what some heads say while you run: by zeros, or by values[block] (B or 1, n_head, T, d_head)."""
     def hook(name, mine):
         def replace(module, inputs, output):
-            output = output.clone()
+            output = output.clone()  # of a prefix, if the answer is being written: then as many tokens of the values
             output[:, mine] = 0.0 if values is None else values[name][:, mine, :output.shape[2]]
             return output
         return replace
@@ -817,7 +819,7 @@ def gradient_importance(model, problems, num_digits):
     divided by their Euclidean norm, as in the paper.
     """
     source, target = tokens(model, problems, num_digits)
-    with recording(model, "heads") as heads:
+    with recording(model, "heads") as heads:  # the sum, so that the gradient of each problem is that of its own loss
         loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten(), reduction="sum")
     outputs = list(heads.values())
     scores = {}
@@ -836,7 +838,10 @@ def rank_correlation(x, y):
 
 
 def importance(model, val, num_digits):
-    """Rank the heads by ablation and by gradient, on validation; and find pairs that stand in for each other."""
+    """Rank the heads by ablation and by gradient, on validation; and find pairs that stand in for each other.
+
+    `pair_excess` is what two heads cost together less what each costs alone: large if one stands in for the other.
+    """
     names, full = head_names(model), accuracy(model, val, num_digits)
 
     def lost(*heads):
@@ -852,9 +857,11 @@ def importance(model, val, num_digits):
 
 
 def prune(model, val, test, num_digits, n_random=20, seed=0):
-    """Zero the heads one after another, each time the one whose loss hurts validation least; report the test.
+    """Zero the heads one after another, each time the one whose removal hurts validation least; report the test.
 
-    Beside it the average of random orders, and the order of the one-at-a-time ranking, which never looks again.
+    Beside it random orders (on 500 test problems), and the order of the first round, which never looks again.
+    `prunable` is the most heads that go one after another for at most 1 point on the test; `removable_alone` are those
+    that each cost at most 1 point on validation.
     """
     names, alone = head_names(model), {}
 
@@ -871,7 +878,7 @@ def prune(model, val, test, num_digits, n_random=20, seed=0):
         for head in left:
             with replacing(model, {*removed, head}):
                 scores[head] = accuracy(model, val, num_digits)
-        alone = alone or scores
+        alone = alone or scores  # the first round removes each head by itself
         best = max(left, key=scores.get)
         removed.append(best)
         left.remove(best)
@@ -879,9 +886,9 @@ def prune(model, val, test, num_digits, n_random=20, seed=0):
     orders = [rng.sample(names, len(names)) for _ in range(n_random)]
     curves = {"greedy": curve(removed, test), "ranked_once": curve(sorted(names, key=alone.get, reverse=True), test)}
     curves["random"] = [curve(order, test[:500]) for order in common.progress(orders, "pruning in random order")]
-    full = curves["greedy"][0]
+    full, val_full = curves["greedy"][0], accuracy(model, val, num_digits)
     prunable = max(k for k, score in enumerate(curves["greedy"]) if score >= full - 0.01)
-    singly = [head for head in names if alone[head] >= full - 0.01]
+    singly = [head for head in names if alone[head] >= val_full - 0.01]
     with replacing(model, set(singly)):
         together = accuracy(model, test, num_digits)
     return {"n": len(test), "order": removed, "curves": curves,
@@ -895,10 +902,11 @@ def prune(model, val, test, num_digits, n_random=20, seed=0):
 # To look somewhere is not to use what is there. The causal test: take two problems that differ in one column
 # only, so that it carries in one and not in the other, and with it flips the carry that arrives in a higher
 # column, directly or through columns that sum to nine. Run one problem, but let a head say what it says in
-# the other. Does the digit of the higher column turn into the other problem's? If always (1.0), the carry
-# travels through that head; if never (0.0), the head plays no part in it. The encoder may pass the carry on
-# from token to token, the cross-attention must fetch it: so each stage has a smallest set of heads that moves
-# the carry, and the rest of the stage should move nothing.
+# the other. Does the digit of the higher column turn into the other problem's? If always (1.0), that head is
+# enough to move the carry. 0.0 does not clear a head: two may be needed together, or one stand in for another.
+# The encoder may pass the carry on from token to token, the cross-attention must fetch it (all of it together
+# flips every digit by construction). So for each stage we look for a small set of heads that moves the carry
+# in at least 90% of the pairs, while the rest of the stage moves it in at most 10%.
 
 
 def carry_pairs(column, source, n, num_digits, low=100, seed=0):
@@ -910,15 +918,14 @@ def carry_pairs(column, source, n, num_digits, low=100, seed=0):
         digits = torch.cartesian_prod(torch.arange(first, 10), torch.arange(first, 10))
         total = digits.sum(1)
         if k == source:
-            choices = [digits[total <= 8], digits[total >= 10]]  # whatever arrives here, it does not carry; it does
+            choices = [digits[total <= 8], digits[total >= 10]]  # never carries, even if a carry arrives; always does
         elif source < k < column:
             choices = [digits[total == 9]]
         else:
-            choices = [digits[total != 9] if k == column else digits]
-        for i in range(2):
-            if i < len(choices):
-                drawn = choices[i][torch.randint(len(choices[i]), (n,), generator=generator)]
-            numbers[i] += drawn * 10 ** k
+            choices = [digits[total != 9] if k == column else digits]  # the carry stops here: the rest agrees
+        drawn = [pairs[torch.randint(len(pairs), (n,), generator=generator)] for pairs in choices]
+        numbers[0] += drawn[0] * 10 ** k
+        numbers[1] += drawn[-1] * 10 ** k  # the same draw, but in the column that differs
     return numbers[0], numbers[1]
 
 
@@ -988,7 +995,7 @@ def trace_carry(model, num_digits, leading_zeros, n=1000):
 
 
 def plot_ablation(table, path):
-    """Bars: what the loss of each head costs, zeroed and replaced by its mean."""
+    """Bars: what the removal of each head costs, zeroed and replaced by its mean."""
     plt, heads = common.pyplot(), table["heads"]
     points = {way: [100 * (table["baseline"]["accuracy"] - row[way]["accuracy"]) for row in heads.values()]
               for way in ("zero", "mean")}
@@ -1295,7 +1302,7 @@ def command_line():
     number, parser = common.number, common.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("problems", nargs="*", help="with --mode infer: 347+159 ..., or - to read standard input")
     modes = ["all", "gendata", "train", "analyze", "infer"]
-    parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is the first three others")
+    parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is gendata, train and analyze")
     data = parser.add_argument_group("data")
     data.add_argument("--num-digits", type=number(int, 1, 15), default=3, help="digits of each number")
     data.add_argument("--leading-zeros", action="store_true", help="numbers from 0, not only those of full length")
