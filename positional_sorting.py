@@ -416,9 +416,9 @@ def shift(lists, generator):
     return torch.where(present, lists - smallest + start, PAD)
 
 
-def learning_rate(step, args):
+def learning_rate(step, config):
     """Up in a straight line during the warm-up, then down in another one, to nearly zero at the last step."""
-    return args.lr * min((step + 1) / args.warmup, (args.steps - step) / args.steps)
+    return config.lr * min((step + 1) / config.warmup, (config.steps - step) / config.steps)
 
 
 def config_of(args, pe, model_seed):

@@ -30,6 +30,11 @@ def wrong_of_all(result):
     return int(re.search(r"problems: ([\d,]+) wrong", result.stdout)[1].replace(",", ""))
 
 
+def teacher_forced(result):
+    """The share of right digits, each with the right ones before it given, in the test after a training."""
+    return json.loads((result.out / "addition/training_log.json").read_text())["test"]["teacher_forced"]
+
+
 def recall(result, pe, length, kind):
     """The recall of a kind of list in percent, out of the JSON file that --mode extrapolate writes."""
     found = json.loads((result.out / "sorting/extrapolation/extrapolation_results.json").read_text())
@@ -46,7 +51,8 @@ CHECKS = {  # words of the command line: what must hold
     "infer 999+1": lambda r: r.returncode == 2 and "from 100 to 999 only" in r.stderr,
     "--n-head 1": lambda r: wrong_of_all(r) <= 20,
     "--cascades 0": lambda r: 0 < wrong_of_all(r) < 2000 and re.search(r"^test: (100.00|99.9\d)%", r.stdout),
-    "--num-digits 2": lambda r: wrong_of_all(r) <= 4,
+    "--no-start": lambda r: wrong_of_all(r) > 4000 and teacher_forced(r)[0] < 0.7 and min(teacher_forced(r)[1:]) > 0.95,
+    "scratch/two": lambda r: wrong_of_all(r) <= 4,
     "--reverse --steps 800": lambda r: wrong_of_all(r) <= 20,
     "--num-digits 10": lambda r: wrong_of_all(r) <= 100,
     "scratch/third": lambda r: worst_recall(r, "alibi") > 95,

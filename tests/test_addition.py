@@ -1,6 +1,8 @@
 """The adder against things we did not write: PyTorch's attention, integer arithmetic, brute force."""
+import contextlib
 import doctest
 import hashlib
+import io
 import itertools
 import tempfile
 import unittest
@@ -371,25 +373,25 @@ class LookingInside(unittest.TestCase):
 
     def test_carry_pairs_are_what_they_say(self):
         for column in (1, 2, 3):
-            for source in range(column):
-                pair = add.carry_pairs(column, source, 500, 3)
+            for origin in range(column):
+                pair = add.carry_pairs(column, origin, 500, 3)
                 without, with_ = ([add.to_digits(x, 4).flip(1) for x in (*p.T, p.sum(1))] for p in pair)
                 self.assertTrue(all((100 <= p).all() and (p <= 999).all() for p in pair))
                 for k in range(3):
                     same = all(torch.equal(without[i][:, k], with_[i][:, k]) for i in (0, 1))
-                    self.assertEqual(same, k != source)
+                    self.assertEqual(same, k != origin)
                 carry = [add.carries(*p.T, 3)[:, column - 1] for p in pair]
                 self.assertTrue((~carry[0]).all() and carry[1].all())  # what arrives in the column flips
                 self.assertTrue(((without[2][:, column] + 1) % 10 == with_[2][:, column]).all())
                 self.assertTrue(torch.equal(without[2][:, column + 1:], with_[2][:, column + 1:]))
 
-    def test_smallest_set(self):
+    def test_sufficient_set(self):
         heads = ["a", "b", "c", "d"], dict.fromkeys("abcd", 0.0)
         together = lambda heads: 1.0 if {"b", "d"} <= heads else 0.05 * len(heads)
-        self.assertEqual(add.smallest_set(together, *heads), ["b", "d"])
-        self.assertEqual(add.smallest_set(lambda heads: float("c" in heads), *heads), ["c"])
+        self.assertEqual(add.sufficient_set(together, *heads), ["b", "d"])
+        self.assertEqual(add.sufficient_set(lambda heads: float("c" in heads), *heads), ["c"])
         in_series = lambda heads: float(bool(heads & {"a", "c"}))  # either is enough, so neither may be left out
-        self.assertEqual(add.smallest_set(in_series, *heads), ["a", "c"])
+        self.assertEqual(add.sufficient_set(in_series, *heads), ["a", "c"])
 
     def test_gradient_importance_is_the_derivative_by_a_heads_volume(self):
         """Michel et al. define it as |dL/dx| where x = 1 multiplies a head's output: check by finite differences."""
@@ -445,9 +447,20 @@ class Training(unittest.TestCase):
         self.assertEqual(len(next(common.batches(3, 5, seed=0))), 3)
 
     def test_learning_rate(self):
-        args = flags("--steps", "1000", "--warmup", "100", "--lr", "1")
-        rates = [add.learning_rate(step, args) for step in (0, 49, 99, 250, 400, 700, 999)]
+        config = flags("--steps", "1000", "--warmup", "100", "--lr", "1")
+        rates = [add.learning_rate(step, config) for step in (0, 49, 99, 250, 400, 700, 999)]
         torch.testing.assert_close(rates, [0.01, 0.5, 1.0, 1.0, 1.0, 0.5, 1 / 600])
+
+    def test_without_the_start_the_first_digit_is_not_learnt(self):
+        problems = add.all_problems(1, leading_zeros=True)
+        for typed, learnt in (([], [True, True]), (["--no-start"], [False, True])):
+            config = flags(*typed, "--num-digits", "1", "--leading-zeros", "--n-layer", "1", "--d-model", "32",
+                           "--steps", "150", "--eval-every", "150", "--warmup", "10")
+            with contextlib.redirect_stderr(io.StringIO()):
+                model, _, _ = add.fit(config, {"train": problems, "val": problems}, torch.device("cpu"))
+            source, target = add.tokenize(*problems.T, 1)
+            forced = (model(source, target).argmax(-1) == target).double().mean(0)
+            self.assertEqual((forced > 0.9).tolist(), learnt)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class CommandLine(CommandLineCase):
             self.assertIn(key, log["history"][0])
         self.assertEqual(len(log["history"][0]["val_digit_accuracy"]), 3)
         self.assertEqual((log["test"]["n"], log["exhaustive"]["n"]), (50, 8100))
+        self.assertEqual(len(log["test"]["teacher_forced"]), 3)
         best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertEqual(log["best"], {"step": best["step"], "val_accuracy": best["val_accuracy"]})
         for table in ("carries", "longest_chain"):
@@ -142,6 +143,7 @@ class CommandLine(CommandLineCase):
             ("--mode", "analyze", "--reverse"): "--mode analyze follows the carry .*--mode train",
             ("--mode", "infer", "34+15", "--reverse", *self.places): "reverse False .wanted True",
             ("--mode", "gendata", "--resume"): "--resume goes with --mode train",
+            ("--mode", "train", "--no-start", "--reverse"): "leave one of them out",
         }
         for result, sentence in zip(adders(cases), cases.values()):
             with self.subTest(sentence):

@@ -197,7 +197,7 @@ class Resumed(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder, quiet():
             typed = [*TINY["attention_addition.py"], "--steps", "20", "--data-dir", folder]
             args = add.command_line().parse(typed)[0]
-            self.fit_twice(add, args, add.load_data(args))
+            self.fit_twice(add, argparse.Namespace(**add.config_of(args)), add.load_data(args))
             args = sort.command_line().parse([*TINY["positional_sorting.py"], "--data-dir", folder])[0]
             data = sort.load_data(args, sort.SPLITS)
             for pe in sort.NAMES:
