@@ -1152,15 +1152,16 @@ def plot_importance(table, path):
         mine = [name for name in names if name.startswith(kind)]
         left.scatter([table["gradient"][name] for name in mine], [100 * table["ablation"][name] for name in mine],
                      marker=marker, s=60, label=kind)
-        for i, name in enumerate(sorted(mine, key=table["ablation"].get, reverse=True)):
-            if table["ablation"][name] > 0.03:
-                side, shift = ("right", (-6, 4)) if i % 2 else ("left", (6, 4))
-                left.annotate(name, (table["gradient"][name], 100 * table["ablation"][name]), fontsize=9, ha=side,
-                              xytext=shift, textcoords="offset points")
+    height = -math.inf
+    for name in sorted((name for name in names if table["ablation"][name] > 0.03), key=table["ablation"].get):
+        x, y = table["gradient"][name], 100 * table["ablation"][name]
+        height = max(height + 4.5, y)  # from the lowest up, far enough apart to be read
+        left.annotate(name, (x, y), (1.1, height), fontsize=9, va="center",
+                      arrowprops={"arrowstyle": "-", "color": "tab:gray", "linewidth": 0.5})
     left.set(title=f"Two measures of importance, rank correlation {table['rank_correlation']:.2f}",
-             xlabel="gradient score (Michel et al. 2019), divided by the norm of its block's scores",
-             ylabel="loss in exact match when zeroed (points)")
-    left.legend()
+             xlabel="gradient score (Michel et al. 2019),\ndivided by the norm of its block's scores",
+             ylabel="loss in exact match when zeroed (points)", xlim=(-0.05, 1.4))
+    left.legend(loc="upper left")
     excess = torch.zeros(len(names), len(names))
     for pair, value in table["pair_excess"].items():
         a, b = (names.index(name) for name in pair.split())
@@ -1191,7 +1192,7 @@ def plot_pruning(table, path):
     axis.set(title=f"{table['prunable']} of {len(table['order'])} heads can go one after another for at most 1 point;\n"
                    f"{alone} can each go alone, but without all of those {together:.0f}% is right",
              xlabel="heads removed", ylabel=f"exact match (%) on {table['n']:,} test problems", ylim=(-3, 103))
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     common.save_figure(figure, path)
 
 
@@ -1228,7 +1229,7 @@ def plot_seeds(table, path):
     left.set(title="Heads that can go for at most 1 point", ylim=(0, 100),
              xlabel="model seed", ylabel="share of heads (%)")
     left.set_xticks(x, seeds)
-    left.legend()
+    left.legend(loc="lower right")
     routes = list(next(iter(seeds.values()))["carry"]["routes"])
     for shift, kind, marker, colour, label in ((-0.15, "enc", "o", "tab:blue", "encoder"),
                                                (0.15, "cross", "^", "tab:green", "cross-attention")):
@@ -1237,7 +1238,7 @@ def plot_seeds(table, path):
             spread = [0.03 * (k - len(sizes) / 2) for k in range(len(sizes))]  # so that equal values show side by side
             right.plot([i + shift + s for s in spread], sizes, marker, color=colour, label=None if i else label)
     right.set_xticks(range(len(routes)), [name.replace(" to ", "\nto ") for name in routes], fontsize=9)
-    right.set(title="Heads that the carry needs, a mark for each seed\n(0: all of the stage together move less than 90%)",
+    right.set(title="Heads that the carry needs, one mark a seed\n(0: all of the stage together move less than 90%)",
               xlabel="where it arises, and the digit that it changes", ylabel="number of heads")
     right.yaxis.get_major_locator().set_params(integer=True)
     right.legend()

@@ -216,7 +216,7 @@ class Data(unittest.TestCase):
         digest = hashlib.sha256()
         for split in add.SPLITS:
             digest.update((self.folder / f"{split}.jsonl").read_bytes())
-        self.assertEqual(digest.hexdigest(), "54d6097e3f8b4bcaace4153eeb7ddbc6f6be08ed5480778f594cd11af6d64f9b")
+        self.assertEqual(digest.hexdigest(), "1c5ef7ea645fb8dae2e7b0f3ba4f318791a79956c43631aefcf9e01f5ddf3056")
 
     def test_first_line_is_the_assignments_format(self):
         add.generate_data(self.args)
