@@ -92,7 +92,7 @@ for need_weights in (True, False):
     take_turns(f"attention: forward + backward, {what}", lambda: attention(x, x).sum().backward(),
                lambda: torch_forward().sum().backward(), args.rounds)
 
-problems = torch.randint(100, 1000, (50_000, 2))
+problems = torch.randint(100, 1000, (500 * args.rounds, 2))
 source, _ = add.tokenize(*problems.T, 3)
 print("\nsums per second: ", end="")
 start = time.perf_counter()

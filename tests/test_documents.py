@@ -3,11 +3,17 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
 import unittest
+from pathlib import Path
 
 import attention_addition
 import positional_sorting
-from tests import tables
+from tests import growth, tables
+from tests.command import run
 
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
 
@@ -50,6 +56,33 @@ class Documents(unittest.TestCase):
                     SCRIPTS[f"{script}.py"].command_line().parse(typed)
                 count += 1
         self.assertGreater(count, 10)
+
+    def test_answers_are_as_promised(self):
+        """Where the README says that a command prints something, it does."""
+        promises = re.findall(r"`python (\w+\.py) ([^`]+)` prints `([^`]+)`", self.texts["README.md"])
+        self.assertGreater(len(promises), 1)
+        for script, arguments, printed in promises:
+            self.assertEqual(run(script, *shlex.split(arguments)).stdout.decode(), printed + "\n")
+
+    def test_tools_run(self):
+        """The tools that are run by hand, in small."""
+        with contextlib.redirect_stderr(io.StringIO()):
+            row = growth.train_adder(3, 4, 1)
+        self.assertRegex(row, r"^\| 3 \| 7 \+ 4 \| [\d.]+ \| \d+ \| [\d.]+% \| \d of 5 \|$")
+        self.assertRegex(growth.ask_about_lists(16, 100, 1), r"^\| 16 \| 100 \| [\d.]+ \| \d+ \| 100.0% \|$")
+        words = [sys.executable, "-m", "tests.benchmark", "--rounds", "1"]
+        result = subprocess.run(words, cwd=tables.TOP, capture_output=True, text=True)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stdout, r"forward \+ backward \+ update +[\d.]+ +[\d.]+ +[\d.]+\n")
+
+    @unittest.skipUnless(shutil.which("pandoc") and shutil.which("weasyprint"), "pandoc or weasyprint is not installed")
+    def test_report_becomes_a_pdf(self):
+        command = re.search(r"```sh\ncd out && (pandoc .*)\n```", self.texts["README.md"])[1]
+        with tempfile.TemporaryDirectory() as folder:
+            ignore = shutil.ignore_patterns("*.pth", "*.pdf")
+            shutil.copytree(tables.TOP / "out", folder, ignore=ignore, dirs_exist_ok=True)
+            subprocess.run(command, shell=True, cwd=folder, capture_output=True, check=True)
+            self.assertTrue(Path(folder, "report.pdf").read_bytes().startswith(b"%PDF"))
 
 
 if __name__ == "__main__":
