@@ -109,7 +109,7 @@ def longest_run(flags):
 # What is hard about adding is rare in random problems. A column that sums to nine passes on the carry that
 # arrives, if one does: 347+652 is 0999, but 348+652 is 1000, and the first digit hangs on the last. A model
 # trained on 10,000 random problems gets all of them right and still errs, mostly where nines and tens meet:
-# 695+105=700, it says. So in half of the training problems, --cascades, most columns are changed to sum to nine or
+# 108+291=499, it says. So in half of the training problems, --cascades, most columns are changed to sum to nine or
 # ten. The validation and test problems, which measure, stay purely random.
 
 SPLITS = ("train", "val", "test")
