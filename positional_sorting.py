@@ -1,11 +1,12 @@
 """Do positional encodings extrapolate?  Attention trained on short lists and asked about long ones.
 
 A transformer encoder is shown a list of numbers and says whether it is sorted. It learns from 10,000 lists of 8 to 16
-numbers and is then asked about lists of 32, 64, 128 and 256. The model, the data and the training are always the same.
-Only one thing differs: how the model is told where a number stands. Six ways are written out below, a few lines each,
-among them the three that everybody compares: sinusoidal, learned, and none. (One of the others, ALiBi, comes with a
-causal mask, as in its paper, and with slopes chosen for this task.) Sinusoidal encodings are said to extrapolate. We
-measure it, on disorder that is easy to see and on a single pair of neighbours swapped.
+numbers and is then asked about lists of 32, 64, 128 and 256. Data, training and network are always the same; what
+differs is how the model is told where a number stands. Six ways are written out below, a few lines each, among them
+the three that everybody compares: sinusoidal, learned, and none. (One of the others, ALiBi, differs in two things
+more, a causal mask as in its paper and slopes chosen for this task. It needs both, see the README's experiments.)
+Sinusoidal encodings are said to extrapolate. We measure it, on disorder that is easy to see and on a single pair of
+neighbours swapped.
 
     python positional_sorting.py                                 data, four encodings, figures: about three minutes
     python positional_sorting.py --mode gendata                  write data/sorting/*.jsonl
@@ -15,8 +16,9 @@ measure it, on disorder that is easy to see and on a single pair of neighbours s
     python positional_sorting.py --mode infer "3 15 27 41"       ask the trained model
     python positional_sorting.py --help                          all flags
 
-Read it from the top: the task, the data, the encodings, attention and the model, scoring, training, long lists, why,
-the command line. Comments give the shape of each tensor: N or B lists, T numbers in each, C = d_model channels.
+Read it from the top: the task and its data, the encodings, attention and the model, scoring, training, long lists, why;
+then the pictures, asking, the command line. Comments give the shape of each tensor: N lists in all or B in a batch, T
+numbers in each, C = d_model channels.
 It runs on torch >= 2.0.
 """
 import argparse
@@ -37,15 +39,6 @@ import torch.nn.functional as F
 import common
 from common import UserError, log
 
-# The flags of section 10, by what depends on them.
-SCRIPT = "positional_sorting.py"
-MOST_ASKED = 4096
-SIZES = ("n_train", "n_val", "n_test", "n_long")
-MODEL_FLAGS = ("pe", "causal", "n_layer", "n_head", "d_model", "d_ff", "pool", "max_len", "slope")
-DATA_FLAGS = ("seed", "n_train", "n_val", "n_test", "kinds", "narrow")
-TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "shift", "eval_every")
-CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
-
 # ------------------------------------------------------------------------------------------------
 # 1. The task and its data
 #
@@ -53,25 +46,26 @@ CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
 #
 # A list is sorted if no number is smaller than the one before it. What makes a list unsorted decides what is learned:
 # a model that has only seen shuffled lists can get by on a vague impression of order, and answers a list with two
-# neighbours swapped as if it were sorted. So there are five kinds of disorder, from the gross to the barely visible.
+# neighbours swapped as if it were sorted. So there are five kinds of disorder, from the barely visible to the gross.
 #
 # Nothing but the order may give the answer away. Each draw of numbers therefore yields two lists, the sorted one and
 # the same numbers in disorder. A model that sees only which numbers there are, and how many, is right on exactly one
 # of the two.
 #
-# In 256 numbers from 0 to 99 most neighbours are equal or one apart, in 8 they hardly ever are. Half of the draws take
-# their numbers from a narrow window, so that short lists too have neighbours as close as long ones have.
+# Of 256 numbers from 0 to 99, sorted, 97% of the neighbours are equal or one apart, of 8 numbers 12%. Half of the draws
+# take their numbers from a narrow window, so that short lists too have neighbours as close as long ones have.
 
 N_NUMBERS, PAD = 100, 100  # numbers 0 to 99; token 100 fills up short lists
 KINDS = ("sorted", "adjacent_swap", "random_swap", "swaps", "shuffled", "reversed")
 SPLITS = ("train", "val", "test")
 LENGTHS = [*range(8, 17)]  # of the lists to learn from
-TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half have 16 numbers: the last positions occur in no others
+TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half have 16 numbers: in no others does the last position occur
 
 
 def draw_sorted(rng, length, narrow):
     """Draw `length` numbers, not all equal, and sort them; with probability `narrow` from a window 2 to 99 wide."""
-    width = int(2 * 50 ** rng.random()) if rng.random() < narrow else N_NUMBERS  # as often 2 to 4 as 20 to 40
+    # int(n * rng.random()), not rng.randrange(n): Python promises for random() alone that its numbers never change.
+    width = int(2 * 50 ** rng.random()) if rng.random() < narrow else N_NUMBERS  # as often 2 or 3 as 20 to 39
     low = int((N_NUMBERS + 1 - width) * rng.random())
     numbers = sorted(low + int(width * rng.random()) for _ in range(length))
     return numbers if numbers[0] < numbers[-1] else draw_sorted(rng, length, narrow)
@@ -120,6 +114,9 @@ def draw_records(rng, n, kinds, narrow, lengths, seen):
     return records
 
 
+SIZES = ("n_train", "n_val", "n_test", "n_long")
+
+
 def data_settings(args):
     """What the data files depend on, kept beside them so that they are never taken for something else."""
     return {name: getattr(args, name) for name in ("seed", *SIZES, "kinds", "narrow", "lengths")}
@@ -135,7 +132,7 @@ def generate_data(args):
     sets += [(f"extrapolation/{length}", args.n_long, [length]) for length in args.lengths]
     for i, (name, n, lengths) in enumerate(sets):
         # A generator for each file, so that the size of one hardly matters to the next (draws that occurred before are
-        # skipped). random.random() is the one generator whose numbers Python promises never to change.
+        # skipped). The test comes first: what it draws depends on nothing else.
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (KINDS[1:], 0.5)
         records[name] = draw_records(rng, n, kinds, narrow, lengths, seen)
@@ -185,9 +182,10 @@ def pad(lists):
 # ------------------------------------------------------------------------------------------------
 # 2. Six answers to the question where a number stands
 #
-# Attention compares what tokens say, and a token says the same wherever it stands: exchange two of them and every
-# other token gets the same mean as before. Pool the results and the order is gone. So without help, and without a mask
-# that hides some tokens from others, the model sees a bag of numbers, and is right half of the time.
+# Attention gives each token a mean of the values v of all tokens, weighted by the softmax of the scores q k^T of its
+# query with their keys (section 3 writes it out). Nothing in that depends on where a token stands: permute the tokens,
+# and the outputs are permuted alike; pool them, and the order is gone. So without help, and without a mask that hides
+# some tokens from others, the model sees a bag of numbers, and is right half of the time.
 #
 #     none         no help
 #     sinusoidal   fixed waves                                                added to the tokens
@@ -206,7 +204,7 @@ def frequencies(width):
 
 
 def sinusoidal(position, d_model):
-    """Vaswani et al. 2017, section 3.5: sine and cosine of the position at d_model / 2 speeds, added to the tokens.
+    """Vaswani et al. 2017, section 3.5: sine and cosine of the position at d_model / 2 frequencies.
 
     position (..., T) -> (..., T, C). The step from a position to one k further on is the same rotation everywhere, so
     a dot product of two encodings depends on k alone. Nothing is trained, and there is a value for every position.
@@ -230,19 +228,20 @@ def random_positions(present, max_len, generator=None):
     present (B, T), True where there is a number -> positions (B, T) for sinusoidal(). Spread out like this, short lists
     meet every position that a long list has. What the model can rely on is which of two is larger, not by how much.
     """
-    chosen = torch.randperm(max_len, generator=generator)[:present.shape[1]].to(present.device)
-    return chosen.masked_fill(~present, max_len).sort(dim=-1).values
+    chosen = torch.randperm(max_len, generator=generator)[:present.shape[1]].to(present.device)  # (T,), for all
+    # A list of n numbers gets the first n of them, in order. Padding gets max_len, the largest, and so stays last.
+    return chosen.masked_fill(~present, max_len).sort(dim=-1).values                             # (B, T)
 
 
 def rotate(x, position):
-    """RoPE (Su et al. 2021, section 3.2): turn each pair of channels of a query or key, the further on the more.
+    """RoPE (Su et al. 2021, section 3.2): turn each pair of channels of q or k, in proportion to the position.
 
     x (B, n_head, T, d_head), position (T,). A dot product of two vectors turned alike does not change, so the score of
     query i and key j depends on what they say and on i - j.
     """
     angle = position[:, None] * frequencies(x.shape[-1]).to(position.device)  # (T, d_head/2)
     a, b = x[..., 0::2], x[..., 1::2]                                         # (B, n_head, T, d_head/2)
-    turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+    turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()  # (B, n_head, T, d_head/2) each
     return torch.stack(turned, dim=-1).flatten(-2)                            # (B, n_head, T, d_head)
 
 
@@ -250,12 +249,14 @@ def alibi(position, n_head, slope):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i and key j.
 
     position (T,) -> (n_head, T, T). The slopes fall by the paper's factor 2^(-8/n_head) from head to head. The paper
-    starts with that factor itself, for language, where much that counts is far away. What counts here is next door, so
-    we start at 4: two heads have slopes 4 and 1/4, and one step further off the first one's weight is e^-4 = 1/55.
+    starts with that factor itself, for language, where much that counts is far away; for two heads that is 1/16 and
+    1/256. What counts here is near, so we start at 4 and get 4 and 1/4. All else equal, a key one step further off has
+    1/55 of the weight with 4 (e^-4), so that head hardly looks beyond itself, and 78% with 1/4, so what the key says
+    can still decide. Section 7d shows that the second kind does the work.
     """
-    slopes = slope * 2.0 ** (-8 * torch.arange(n_head, device=position.device) / n_head)
-    distance = (position[:, None] - position).abs()  # (T, T)
-    return -slopes[:, None, None] * distance
+    slopes = slope * 2.0 ** (-8 * torch.arange(n_head, device=position.device) / n_head)  # (n_head,)
+    distance = (position[:, None] - position).abs()                                       # (T, T)
+    return -slopes[:, None, None] * distance                                              # (n_head, T, T)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -275,25 +276,28 @@ class MultiHeadAttention(nn.Module):
         self.n_head = n_head
         self.query_key_value = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)
-        self.weights = nn.Identity()  # does nothing: a place with a name, where section 7 listens in
+        self.weights = nn.Identity()  # does nothing: a name for the attention weights, so that section 7 can read them
 
     def forward(self, x, mask, bias=None, rope_position=None):
-        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may look."""
+        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may look.
+
+        bias (n_head, T, T) is added to the scores, rope_position (T,) is for rotate().
+        """
         B, T, C = x.shape
         qkv = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                    # (B, n_head, T, d_head) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                       # (B, n_head, T, d_head) each
         if rope_position is not None:
             q, k = rotate(q, rope_position), rotate(k, rope_position)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, n_head, T, T)
         if bias is not None:
             scores = scores + bias
         weights = self.weights(scores.masked_fill(~mask, -math.inf).softmax(dim=-1))
-        heads = (weights @ v).transpose(1, 2).reshape(B, T, C)  # the heads side by side
+        heads = (weights @ v).transpose(1, 2).reshape(B, T, C)     # (B, T, C), the heads side by side
         return self.output(heads)
 
 
 class Block(nn.Module):
-    """Attention between the numbers, then a two-layer network on each alone; both add to x, reading it normalised."""
+    """Attention between the numbers, then a feed-forward network on each alone; pre-norm, with residual connections."""
 
     def __init__(self, d_model, n_head, d_ff):
         super().__init__()
@@ -316,18 +320,19 @@ class SortednessEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(d_model, n_head, d_ff) for _ in range(n_layer))
         self.norm = nn.LayerNorm(d_model)
         self.to_logit = nn.Linear(d_model, 1)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # small beside the positions, see forward
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # small beside the encodings, whose mean square is 1/2
         if pe == "learned":
             self.position_table = nn.Parameter(torch.randn(max_len, d_model) / math.sqrt(2))  # as large as sinusoids
 
     def forward(self, x, position=None):
         """x (B, T), PAD after the end of a list -> logits (B,).
 
-        The numbers stand at 0, 1, 2, ... or, for sinusoidal, learned, rope and alibi, where `position` (T,) tells.
+        The numbers stand at 0, 1, 2, ... unless `position` (T,) says otherwise, as it does in section 7b alone.
+        (randomized draws its own, none has no use for them.)
         """
         T, C = x.shape[1], self.token_embedding.embedding_dim
         present = x != PAD                                                 # (B, T)
-        order = torch.arange(T, device=x.device)
+        order = torch.arange(T, device=x.device)                           # (T,)
         position = order if position is None else position
         bias = rope_position = None
         h = self.token_embedding(x)                                        # (B, T, C)
@@ -363,8 +368,13 @@ class SortednessEncoder(nn.Module):
 # 4. Scoring
 #
 # A model that calls everything unsorted is right on 100% of the unsorted lists. So the lists of each kind are counted
-# by themselves: the share of them that is right is the recall of that kind. The accuracy is the mean of two, the recall
-# of sorted lists and the mean recall of the kinds of disorder. Chance, and any model that cannot see the order, is 50%.
+# by themselves: the share of them that is right is the recall of that kind. The balanced accuracy is the mean of two,
+# the recall of sorted lists and the mean recall of the kinds of disorder. Chance, and a model blind to order, is 50%.
+
+
+def rows_at_once(lists):
+    """How many lists (N, T) to ask at once: attention takes n_head x T x T numbers for each."""
+    return max(1, min(512, 2**20 // lists.shape[1] ** 2))
 
 
 def logits_of(model, lists, label=None, position=None):
@@ -374,17 +384,12 @@ def logits_of(model, lists, label=None, position=None):
     # Made first: small results, scattered among large temporary tensors, would keep their memory from being used again.
     logits = torch.empty(len(lists), dtype=model.norm.weight.dtype)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # here, since it holds for one thread only, and parallel_map has several
     def ask(i):
         logits[i:i + size] = model(lists[i:i + size].to(device), position).cpu()
 
     common.parallel_map(ask, range(0, len(lists), size), label)
     return logits
-
-
-def rows_at_once(lists):
-    """How many lists (N, T) to ask at once: attention takes n_head x T x T numbers for each."""
-    return max(1, min(512, 2**20 // lists.shape[1] ** 2))
 
 
 def recalls(logits, kinds):
@@ -409,7 +414,7 @@ def balanced_accuracy(recall):
 
 def shift(lists, generator):
     """Add a random amount to each list, the same to all of its numbers, such that they stay from 0 to 99: (B, T)."""
-    present = lists != PAD
+    present = lists != PAD                                                        # (B, T)
     smallest = lists.amin(dim=1, keepdim=True)                                    # (B, 1); PAD is larger than any
     room = N_NUMBERS - (lists.masked_fill(~present, 0).amax(dim=1, keepdim=True) - smallest)
     start = (torch.rand(len(lists), 1, generator=generator) * room).long()        # where the smallest will be
@@ -417,8 +422,16 @@ def shift(lists, generator):
 
 
 def learning_rate(step, config):
-    """Up in a straight line during the warm-up, then down in another one, to nearly zero at the last step."""
+    """Up in a straight line during the warm-up, and down in another one, to nearly zero at the last step."""
     return config.lr * min((step + 1) / config.warmup, (config.steps - step) / config.steps)
+
+
+# The command line's flags (section 10), by what depends on them.
+SCRIPT = "positional_sorting.py"
+MODEL_FLAGS = ("pe", "causal", "n_layer", "n_head", "d_model", "d_ff", "pool", "max_len", "slope")
+DATA_FLAGS = ("seed", "n_train", "n_val", "n_test", "kinds", "narrow")
+TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "shift", "eval_every")
+CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
 
 
 def config_of(args, pe, model_seed):
@@ -428,33 +441,39 @@ def config_of(args, pe, model_seed):
     return config | {"pe": pe, "causal": causal, "model_seed": model_seed}
 
 
+def build_model(config):
+    """Return an untrained model of a configuration, which must hold a value for every flag; KeyError if not."""
+    config = {name: config[name] for name in CONFIG_FLAGS}
+    return SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
+
+
 def describe(config):
-    """The name of a curve: the encoding, and what else is not as in most of the others."""
-    config = vars(config) if isinstance(config, argparse.Namespace) else config
+    """The name of a curve: the encoding, and whether it is causal."""
     return NAMES[config["pe"]] + (", causal" if config["causal"] else "")
 
 
 def fit(config, data, device, unfinished=None, resume=False):
     """Train one model; return it with its best weights, the history of the training and the best row of it.
 
-    The best weights are those that do best on the validation lists, which are as short as those to learn from. At each
-    validation the state of the training goes to the file `unfinished`, from where `resume` takes it up.
+    The best weights are those that do best on the validation lists, which are as short as those to learn from: no long
+    list has a say. At each validation the state of the training goes to the file `unfinished`, from where `resume`
+    takes it up.
     """
     torch.manual_seed(config.model_seed)
-    model = SortednessEncoder(**{name: getattr(config, name) for name in MODEL_FLAGS}).to(device)
-    log(f"train: {describe(config)}, model seed {config.model_seed}, {common.n_parameters(model):,} parameters, "
+    model = build_model(vars(config)).to(device)
+    log(f"train: {describe(vars(config))}, model seed {config.model_seed}, {common.n_parameters(model):,} parameters, "
         f"{len(data['train'][0]):,} lists, {config.steps:,} steps on {device}; the loss of guessing is ln 2 = "
         f"{math.log(2):.2f}")
     lists, target = data["train"][0], (data["train"][1] == 0).float()  # (N, T), (N,)
     val_lists, val_kinds = data["val"]
     optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.98))
-    amounts = torch.Generator().manual_seed(config.model_seed)
+    shifts = torch.Generator().manual_seed(config.model_seed)
     done, history, best, weights, losses = 0, [], None, None, []
     if resume:
         done, history, best, weights = common.take_up(unfinished, vars(config), model, optimizer)
     start = time.time() - (history[-1]["seconds"] if history else 0)
     for step, batch in zip(range(config.steps), common.batches(len(lists), config.batch_size, config.model_seed)):
-        x = shift(lists[batch], amounts) if config.shift else lists[batch]         # (B, T)
+        x = shift(lists[batch], shifts) if config.shift else lists[batch]          # (B, T)
         if step < done:  # taken up again: the same draws, but not the same work
             continue
         logits = model(x.to(device))                                               # (B,)
@@ -479,7 +498,7 @@ def fit(config, data, device, unfinished=None, resume=False):
             history.append(row)
             losses.clear()
             if not math.isfinite(row["train_loss"]):
-                raise UserError(f"the loss is no number any more at step {step + 1}; try a smaller --lr")
+                raise UserError(f"the loss is no longer finite at step {step + 1}; try a smaller --lr")
             if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
                 best, weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
             log(f"step {row['step']:4d}/{config.steps} | train {row['train_loss']:.4f} | val {row['val_loss']:.4f}"
@@ -515,7 +534,33 @@ def train(args, pe, data):
 # ------------------------------------------------------------------------------------------------
 # 6. Long lists
 #
-# Now the question. The models of several seeds, which have seen nothing longer than 16, are asked about long lists.
+# Now the question. Models of several seeds, which have seen nothing longer than 16, are asked about long lists.
+
+
+def score_lengths(args, model, data, label):
+    """Return {"test": {"accuracy": balanced, "recall": {kind: share}}, "16": ..., ...}: as trained, then longer."""
+    table = {}
+    for name in ["test", *args.lengths]:
+        lists, kinds = data[name if name == "test" else f"extrapolation/{name}"]
+        recall = recalls(logits_of(model, lists, f"{label}, length {name}"), kinds)
+        table[str(name)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
+    log(f"{label}: " + ", ".join(f"{100 * row['accuracy']:.1f}% at {name}" for name, row in table.items()))
+    return table
+
+
+def summarize(tables):
+    """Mean and spread over seeds of what score_lengths returns for each."""
+    summary = {}
+    for length, row in tables[0].items():
+        by_kind = {kind: common.mean_std([table[length]["recall"][kind] for table in tables]) for kind in row["recall"]}
+        accuracy = common.mean_std([table[length]["accuracy"] for table in tables])
+        summary[length] = {"accuracy": accuracy["mean"], "std": accuracy["std"], "per_seed": accuracy["per_seed"],
+                           "by_kind": {kind: value["mean"] for kind, value in by_kind.items()},
+                           "by_kind_per_seed": {kind: value["per_seed"] for kind, value in by_kind.items()}}
+    return summary
+
+
+# Models on disk: which are there, which must be trained. Nothing about encodings in here.
 
 
 def check_length(pe, max_len, length):
@@ -523,12 +568,6 @@ def check_length(pe, max_len, length):
     if pe in ("learned", "randomized") and length > max_len:
         raise UserError(f"--pe {pe} has positions for {max_len} numbers, a list has {length}; leave that encoding out "
                         f"or train it with --max-len {length}")
-
-
-def build_model(config):
-    """Return an untrained model of a configuration, which must hold a value for every flag; KeyError if not."""
-    config = {name: config[name] for name in CONFIG_FLAGS}
-    return SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
 
 
 def find_model(args, pe, seed):
@@ -576,7 +615,7 @@ def complete(args, pe, seeds):
 
 
 def choose_seeds(args):
-    """As many as --model-seeds says, counted from --model-seed; else all that are there, at least one or five."""
+    """--model-seeds of them, from --model-seed on; if not given, five to extrapolate, else one, or all on disk."""
     n = args.model_seeds
     if n is None:
         n = 5 if args.mode == "extrapolate" else 1
@@ -611,7 +650,7 @@ def extrapolate(args):
                 scores[fingerprint] = score_lengths(args, model, data, f"{pe}, model seed {seed}")
             used.add(fingerprint)
             tables.append(scores[fingerprint])
-        labels[pe], results[pe] = describe(config_of(args, pe, 1)), summarize(tables)
+        labels[pe], results[pe] = describe(config_of(args, pe, args.model_seed)), summarize(tables)
         in_range[pe] = results[pe].pop("test")
         found = settings | {"labels": labels, "in_range": in_range, "results": results}
         common.write_json(path, found | {"scores": scores})
@@ -620,29 +659,6 @@ def extrapolate(args):
     plot_extrapolation(found, out / "extrapolation_curves.png")
     plot_kinds(found, out / "extrapolation_by_kind.png")
     print_extrapolation(found)
-
-
-def score_lengths(args, model, data, label):
-    """Return {"test": {"accuracy": balanced, "recall": {kind: share}}, "16": ..., ...}: as trained, then longer."""
-    table = {}
-    for name in ["test", *args.lengths]:
-        lists, kinds = data[name if name == "test" else f"extrapolation/{name}"]
-        recall = recalls(logits_of(model, lists, f"{label}, length {name}"), kinds)
-        table[str(name)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
-    log(f"{label}: " + ", ".join(f"{100 * row['accuracy']:.1f}% at {name}" for name, row in table.items()))
-    return table
-
-
-def summarize(tables):
-    """Mean and spread over seeds of what score_lengths returns for each."""
-    summary = {}
-    for length, row in tables[0].items():
-        by_kind = {kind: common.mean_std([table[length]["recall"][kind] for table in tables]) for kind in row["recall"]}
-        accuracy = common.mean_std([table[length]["accuracy"] for table in tables])
-        summary[length] = {"accuracy": accuracy["mean"], "std": accuracy["std"], "per_seed": accuracy["per_seed"],
-                           "by_kind": {kind: value["mean"] for kind, value in by_kind.items()},
-                           "by_kind_per_seed": {kind: value["per_seed"] for kind, value in by_kind.items()}}
-    return summary
 
 
 def print_extrapolation(found):
@@ -661,7 +677,7 @@ def print_extrapolation(found):
 # ------------------------------------------------------------------------------------------------
 # 7. Why
 #
-# Stories about encodings are hypotheses. Here are four, each with the outcome that would refute it.
+# Stories about encodings are hypotheses. After a check of the tables (7a) here are three, with what would refute them.
 
 
 def models_on_disk(args, seeds):
@@ -689,33 +705,41 @@ def recording(*modules):
             handle.remove()
 
 
-def attention_weights(model):
-    """The places to listen to: the attention weights (B, n_head, T, T) of each layer."""
-    return [block.attention.weights for block in model.blocks]
+def head_names(model):
+    """The first head of the first layer is L0.H0."""
+    return [f"L{i}.H{h}" for i, block in enumerate(model.blocks) for h in range(block.attention.n_head)]
+
+
+@torch.inference_mode()
+def attention_of(model, lists):
+    """The attention weights of all heads, in the order of head_names: lists (B, T) -> (B, all heads, T, T)."""
+    with recording(*(block.attention.weights for block in model.blocks)) as layers:
+        model(lists.to(next(model.parameters()).device))
+    return torch.cat([w.cpu() for (w,) in layers], dim=1)
 
 
 # 7a. What training left in the tables
 #
-# Hypothesis: a learned vector is as good as the examples that needed it. Rows beyond the longest list were never used,
-# so they are still what they were drawn as, times what weight decay takes from every weight, and tell nothing of order.
-# Refuted if a row from 16 on points elsewhere than it did at the start.
+# A learned vector is as good as the examples that needed it. Rows beyond the longest list were never used and have no
+# gradient, so they must still be what they were drawn as, times what weight decay takes from every weight, and can tell
+# nothing of order. The check: a row from 16 on points exactly where it did at the start.
 
 
 def table_change(args, model, seed):
     """How far training turned the rows of the learned table: cosine of trained and initial row, (max_len,)."""
-    torch.manual_seed(seed)
-    config = config_of(args, "learned", seed)
-    drawn = SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS}).position_table
+    torch.manual_seed(seed)  # as fit() does, so the same rows are drawn again
+    drawn = build_model(config_of(args, "learned", seed)).position_table
     return F.cosine_similarity(model.position_table.detach().cpu(), drawn.detach(), dim=1)
 
 
 # 7b. Unseen positions or unseen length?
 #
-# A list of 256 is new in two ways: it has positions above 15, and each query has more keys to choose from. Lists of 16
-# that start at position 16, 32, ... are new in the first way only: were length all that matters, they would be answered
-# as well as those that start at 0. Long lists with all positions squeezed into 0 to 15 (position interpolation, Chen et
-# al. 2023) have no new positions: were those all that matters, they would be answered well. (Not quite a clean cut: the
-# steps between neighbours shrink too, to nothing in a learned table, and with them ALiBi's distances.)
+# A list of 256 is new in three ways: it has positions above 15, distances above 15, and more keys for each query. Lists
+# of 16 that start at position 16, 32, ... are new in the first way only: if they are answered as well as those that
+# start at 0, unseen positions do no harm. (RoPE and ALiBi know distances only: for them nothing may change, a check.)
+# Long lists with all positions squeezed into 0 to 15 (position interpolation, Chen et al. 2023) have neither new
+# positions nor new distances: if they are answered badly, length itself does harm. (Not quite a clean cut: the steps
+# between neighbours shrink too, to nothing in a learned table, and with them ALiBi's distances.)
 
 OFFSETS = (0, 16, 32, 64, 128, 240)
 
@@ -743,66 +767,61 @@ def positions_or_length(models, data, lengths):
 # 7c. Attention that thins out
 #
 # Hypothesis: a softmax over more keys spreads, and a head that finds the neighbour among 16 keys loses it among 256.
-# Refuted, for an encoding, if the weight on the neighbour stays what it was.
+# Refuted, for an encoding, if the weight on the neighbour stays what it was. We follow the head with the most weight on
+# one neighbour at length 16. That its weight falls does not yet prove that this is what breaks the answers.
 
 
-@torch.inference_mode()
 def attention_by_length(model, data, lengths):
     """{length: {head: entropy of its attention (nats), and mean weight on self and neighbours}}, over 100 lists."""
     table = {}
     for length in lengths:
-        lists, rows = data[f"extrapolation/{length}"][0][:100], {}
+        lists, total = data[f"extrapolation/{length}"][0][:100], 0
         for chunk in lists.split(rows_at_once(lists)):
-            with recording(*attention_weights(model)) as layers:
-                model(chunk.to(next(model.parameters()).device))
-            for layer, (w,) in enumerate(layers):
-                w = w.cpu().double()                                                      # (B, n_head, T, T)
-                sums = {"entropy": -torch.special.xlogy(w, w).sum(-1).mean(-1).sum(0)}    # (n_head,) each
-                sums |= {name: w.diagonal(offset, dim1=2, dim2=3).mean(-1).sum(0)
-                         for name, offset in (("left", -1), ("self", 0), ("right", 1))}
-                for h, name in itertools.product(range(w.shape[1]), sums):
-                    row = rows.setdefault(f"L{layer}.H{h}", {name: 0.0 for name in sums})
-                    row[name] += sums[name][h].item() / len(lists)
-        table[str(length)] = rows
+            w = attention_of(model, chunk).double()                                       # (B, all heads, T, T)
+            left, itself, right = (w.diagonal(offset, dim1=2, dim2=3) for offset in (-1, 0, 1))
+            entropy = -torch.special.xlogy(w, w).sum(-1)                                  # (B, all heads, T)
+            total += torch.stack([x.mean(-1).sum(0) for x in (entropy, left, itself, right)], dim=1)
+        rows = (total / len(lists)).tolist()                                              # (all heads, 4)
+        table[str(length)] = {head: dict(zip(("entropy", "left", "self", "right"), row))
+                              for head, row in zip(head_names(model), rows)}
     return table
 
 
 def sharpest(rows):
-    """The head with most mass on one neighbour, of the rows of one length."""
-    return max(rows, key=lambda name: max(rows[name]["left"], rows[name]["right"]))
+    """The head, and its side ("left" or "right"), with most weight on one neighbour, of the rows of one length."""
+    return max(itertools.product(rows, ("left", "right")), key=lambda place: rows[place[0]][place[1]])
 
 
 # 7d. What the encoding that works has learned
 #
-# Hypothesis: a head looks back from a number only if the one before it is larger, and at the number itself otherwise; a
-# vector that has found a larger one raises a flag; the max pool asks whether any flag is up. The first part is refuted
-# if no head looks back much more in a list with two neighbours swapped than, from the same place, in the sorted list.
-# The rest is refuted if the one vector after the swap does not turn the answer when put among the vectors of the sorted
-# list, or if all other vectors do so without it.
+# Hypothesis (for ALiBi): a head looks back from a number only if the one before it is larger, and at the number itself
+# otherwise; a vector that has found a larger one raises a flag; the max pool asks whether any flag is up. So take a
+# list with two neighbours swapped, and the same list sorted. The first part is refuted if no head looks back from the
+# second of the two, and at itself in the sorted list. The rest is tested by activation patching: refuted if the vector
+# of that number, put among those of the sorted list, does not turn the answer, or if all the others do without it.
 
 
 def swapped_pairs(lists, kinds):
-    """Of lists (N, T) in pairs those with two neighbours swapped: sorted and swapped (M, T), and the second's place."""
+    """Of list pairs (N, T) those with two neighbours swapped: sorted and swapped (M, T), place of the second (M,)."""
     swapped = kinds[1::2] == KINDS.index("adjacent_swap")
     clean, corrupt = lists[0::2][swapped], lists[1::2][swapped]
     return clean, corrupt, (corrupt.diff(dim=1) < 0).int().argmax(dim=1) + 1
 
 
-@torch.inference_mode()
 def looks_back(model, lists, kinds):
-    """{head: [mean weight of the place after the swap on the one before it in the sorted list, in the swapped one]}."""
+    """How the second of two swapped numbers looks back, and how its place does in the sorted list.
+
+    Returns {"sorted" or "swapped": {head: {"before": mean weight on the number before, "itself": on itself}}}.
+    """
     *both, place = swapped_pairs(lists, kinds)
     table, size = {}, rows_at_once(lists)
-    for x in both:
-        weights = []  # of each chunk (B, layers, n_head), from that place to the one before
+    for name, x in zip(("sorted", "swapped"), both):
+        weights = []
         for chunk, here in zip(x.split(size), place.split(size)):
-            with recording(*attention_weights(model)) as layers:
-                model(chunk.to(next(model.parameters()).device))
-            row = torch.arange(len(chunk))
-            weights.append(torch.stack([w[row, :, here, here - 1].cpu() for (w,) in layers], dim=1))
-        for (layer, h), weight in zip(itertools.product(range(len(layers)), range(weights[0].shape[2])),
-                                      torch.cat(weights).double().mean(0).flatten().tolist()):
-            table.setdefault(f"L{layer}.H{h}", []).append(weight)
+            w, row = attention_of(model, chunk), torch.arange(len(chunk))                # (B, all heads, T, T), (B,)
+            weights.append(torch.stack([w[row, :, here, here - 1], w[row, :, here, here]], dim=-1))
+        mean = torch.cat(weights).double().mean(0).tolist()                              # (all heads, 2)
+        table[name] = {head: dict(zip(("before", "itself"), pair)) for head, pair in zip(head_names(model), mean)}
     return table
 
 
@@ -810,8 +829,8 @@ def looks_back(model, lists, kinds):
 def patch_states(model, lists, kinds):
     """Mix the vectors before pooling of a sorted list and of the same list with two neighbours swapped.
 
-    lists (N, T), in pairs. Returns the share called unsorted for the vector after the swap alone and for all others
-    without it; and the number of pairs, only those that the model gets right.
+    lists (N, T), in pairs. Returns the share called unsorted for the vector of the second swapped number alone and for
+    all others without it; and the number of pairs, only those that the model gets right.
     """
     clean, corrupt, place = swapped_pairs(lists, kinds)
     clean, corrupt, place = (x.to(next(model.parameters()).device) for x in (clean, corrupt, place))
@@ -820,13 +839,17 @@ def patch_states(model, lists, kinds):
     states = torch.cat(states).view(2, *clean.shape, -1)                           # (2, M, T, C)
     right = says[0] & ~says[1]
     clean_states, corrupt_states = states[:, right]
-    after = F.one_hot(place, clean.shape[1]).bool()[right][..., None]              # (M, T, 1)
+    second = F.one_hot(place, clean.shape[1]).bool()[right][..., None]             # (M, T, 1)
     share = {}
-    for name, where in (("alone", after), ("all others", ~after)):
+    for name, where in (("alone", second), ("all others", ~second)):
         mixed = torch.where(where, corrupt_states, clean_states)                   # (M, T, C)
         logits = model.read_out(mixed, torch.ones_like(mixed[..., 0], dtype=torch.bool))
         share[name] = (logits.cpu() <= 0).double().mean().item() if right.any() else None
     return share | {"n": int(right.sum())}
+
+
+# If the answer is made of comparisons of neighbours, each of the 10,000 pairs has to be compared rightly. So ask about
+# all of them, in lists whose only step is from a to b.
 
 
 def pair_table(model):
@@ -847,7 +870,7 @@ def analyze(args):
         for seed in seeds:
             obtain_model(args, pe, seed, data)
     models = models_on_disk(args, seeds)
-    labels = {pe: describe(config_of(args, pe, 1)) for pe in models}
+    labels = {pe: describe(config_of(args, pe, args.model_seed)) for pe in models}
     found = {"seeds": seeds, "lengths": args.lengths}
     if "learned" in models:
         changes = [table_change(args, model, seed) for model, seed in zip(models["learned"], seeds)]
@@ -879,29 +902,31 @@ def print_analysis(found):
 
     first, last = str(found["lengths"][0]), str(found["lengths"][-1])
     if "learned_table" in found:
-        cosines = found["learned_table"]["cosine_with_initial_row"][0]
-        print(f"learned table: cosine of trained and initial row at least {min(cosines[LENGTHS[-1]:]):.4f} for "
-              f"untrained rows, at most {max(cosines[:LENGTHS[-1]]):.4f} for trained ones")
+        cosines = torch.tensor(found["learned_table"]["cosine_with_initial_row"])  # (seeds, max_len)
+        print(f"learned table: cosine of trained and initial row at least {cosines[:, LENGTHS[-1]:].amin():.4f} for "
+              f"untrained rows, at most {cosines[:, :LENGTHS[-1]].amax():.4f} for trained ones")
     if "positions_or_length" in found:
         for key, name, title in (("offset", "16", "lists of 16 that start at position 16"),
                                  ("squeezed", last, f"lists of {last} with positions squeezed into 0 to 15")):
             print(f"{title}: " + ", ".join(f"{pe} {100 * mean(rows[name]):.1f}%"
                                            for pe, rows in found["positions_or_length"][key].items()))
     for pe, tables in found["attention"].items():
-        heads = [sharpest(table[first]) for table in tables]
-        weight = [mean([max(table[length][head]["left"], table[length][head]["right"])
-                        for table, head in zip(tables, heads)]) for length in (first, last)]
+        places = [sharpest(table[first]) for table in tables]
+        weight = [mean([table[length][head][side] for table, (head, side) in zip(tables, places)])
+                  for length in (first, last)]
         print(f"weight on a neighbour, {pe}: {weight[0]:.2f} at {first}, {weight[1]:.2f} at {last}")
     if "algorithm" in found:
-        rows = found["algorithm"]["looks_back"][last]
-        heads = [max(row, key=lambda head: row[head][1] - row[head][0]) for row in rows]
-        looks = [mean([row[head][i] for row, head in zip(rows, heads)]) for i in (0, 1)]
-        print(f"alibi looks back from the place after a swap with weight {looks[1]:.2f}, in the sorted list "
-              f"{looks[0]:.2f} ({' '.join(sorted(set(heads)))}, lists of {last})")
+        looks = found["algorithm"]["looks_back"][last]
+        heads = [max(look["swapped"], key=lambda head: look["swapped"][head]["before"]) for look in looks]
+        back = [mean([look[name][head][where] for look, head in zip(looks, heads)])
+                for name, where in (("swapped", "before"), ("sorted", "before"), ("sorted", "itself"))]
+        print(f"alibi, {' '.join(sorted(set(heads)))}, lists of {last}: the second of two swapped numbers looks at the "
+              f"one before with weight {back[0]:.2f}, in the sorted list with {back[1]:.2f}, there at itself with "
+              f"{back[2]:.2f}")
         rows = [row for row in found["algorithm"]["patched"][last] if row["n"]]
         if rows:
             shares = [mean([row[key] for row in rows]) for key in ("alone", "all others")]
-            print(f"alibi calls a sorted list unsorted with only the vector after the swap in {100 * shares[0]:.1f}%, "
+            print(f"alibi calls a sorted list unsorted with only the vector of that number in {100 * shares[0]:.1f}%, "
                   f"with all vectors but that one in {100 * shares[1]:.1f}%")
         print(f"alibi errs on {found['algorithm']['wrong_pairs']} of {N_NUMBERS ** 2:,} lists a a a a b b b b")
 
@@ -1062,8 +1087,7 @@ def plot_attention(tables, labels, lengths, path):
     for pe, of_seeds in tables.items():
         masses, entropies = [], []
         for table in of_seeds:
-            name = sharpest(table[str(lengths[0])])
-            side = max(("left", "right"), key=table[str(lengths[0])][name].get)
+            name, side = sharpest(table[str(lengths[0])])
             masses.append([table[str(length)][name][side] for length in lengths])
             entropies.append([table[str(length)][name]["entropy"] for length in lengths])
         colour, marker, line = LOOKS[pe]
@@ -1088,9 +1112,7 @@ def plot_attention(tables, labels, lengths, path):
 def plot_algorithm(model, pairs, wrong, patched, path):
     """Draw what every head attends to in a list with one swap, the answers for all pairs, and the patching."""
     plt, numbers = common.pyplot(), [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
-    with torch.inference_mode(), recording(*attention_weights(model)) as layers:
-        model(torch.tensor([numbers], device=next(model.parameters()).device))
-    heads = [(f"L{layer}.H{h}", w) for layer, (weights,) in enumerate(layers) for h, w in enumerate(weights[0].cpu())]
+    heads = zip(head_names(model), attention_of(model, torch.tensor([numbers]))[0])  # (T, T) each
     figure, axes = plt.subplots(2, 3, figsize=(13.5, 9))
     for axis, (name, w) in zip(axes[:, :2].flat, heads):  # the first four
         image = axis.imshow(w, vmin=0, vmax=1, cmap="Blues")
@@ -1114,7 +1136,7 @@ def plot_algorithm(model, pairs, wrong, patched, path):
         x = [k + (i - (len(patched) - 1) / 2) * 0.8 / len(patched) for k in range(len(names))]
         bottom.bar(x, shares.mean(0), width=0.7 / len(patched), color=plt.cm.viridis(i / len(patched)),
                    label=f"lists of {length}", yerr=[shares.mean(0) - shares.amin(0), shares.amax(0) - shares.mean(0)])
-    bottom.set_xticks(range(len(names)), ["only the vector\nafter the swap", "all vectors\nbut that one"])
+    bottom.set_xticks(range(len(names)), ["only the vector of the\nsecond swapped number", "all vectors\nbut that one"])
     bottom.set(title="Vectors of a swapped list\nput into the sorted one", ylabel="now called unsorted (%)",
                ylim=(0, 119))
     if bottom.patches:
@@ -1124,6 +1146,8 @@ def plot_algorithm(model, pairs, wrong, patched, path):
 
 # ------------------------------------------------------------------------------------------------
 # 9. Asking the trained model
+
+MOST_ASKED = 4096  # numbers in one list
 
 
 def parse_list(text):
@@ -1191,7 +1215,7 @@ def command_line():
     number, parser = common.number, common.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("sequences", nargs="*", help='with --mode infer: "3 15 27" ..., or - to read standard input')
     modes = ["all", "gendata", "train", "extrapolate", "analyze", "infer"]
-    parser.add_argument("--mode", choices=modes, default="all", help="what to do; all is the first four others")
+    parser.add_argument("--mode", choices=modes, default="all", help=f"what to do; all is {', '.join(modes[1:5])}")
     parser.add_argument("--pe", type=names_from(NAMES, "all"), default="sinusoidal,learned,none,alibi",
                         help=f"encodings, separated by commas: {', '.join(NAMES)}; or all; with infer one")
     data = parser.add_argument_group("data")
@@ -1255,7 +1279,7 @@ def main():
     if odd := [name for name in SIZES if getattr(args, name) % 2]:
         raise UserError(f"--{odd[0].replace('_', '-')} must be even: each sorted list goes with an unsorted one")
     if args.resume and args.mode != "train":
-        raise UserError("--resume goes with --mode train; the other modes keep what is finished anyway")
+        raise UserError("--resume goes with --mode train; extrapolate and analyze use finished models anyway")
     args.lengths = sorted(set(args.lengths))
     args.device = common.pick_device(args.device, args.threads)
     if args.mode in ("all", "gendata"):

@@ -153,17 +153,22 @@ def patching():
             shares = [seed[key] for seed in seeds]
             cells.append(f"{percent(sum(shares) / len(shares))} ({percent(min(shares))} to {percent(max(shares))})")
         rows.append([length, *cells])
-    return table(["lists of", "only the vector after the swap (%)", "all vectors but that one (%)"], *rows)
+    return table(["lists of", "only the vector of the second (%)", "all vectors but that one (%)"], *rows)
 
 
 def looking_back():
     found, _ = analysis_labels()
     looks = found["algorithm"]["looks_back"]
     first = looks[str(found["lengths"][0])]
-    heads = [max(row, key=lambda name: row[name][1] - row[name][0]) for row in first]
-    return table(["lists of", "in the sorted list", "in the swapped list"],
-                 *[[length, *(f"{min(values):.2f} to {max(values):.2f}" for values in zip(
-                     *(row[head] for row, head in zip(rows, heads))))] for length, rows in looks.items()])
+    heads = [max(look["swapped"], key=lambda head: look["swapped"][head]["before"]) for look in first]
+    rows = []
+    for length, seeds in looks.items():
+        cells = []
+        for name, where in (("swapped", "before"), ("sorted", "before"), ("sorted", "itself")):
+            weights = [look[name][head][where] for look, head in zip(seeds, heads)]
+            cells.append(f"{min(weights):.2f} to {max(weights):.2f}")
+        rows.append([length, *cells])
+    return table(["lists of", "swapped: on the one before", "sorted: on the one before", "sorted: on itself"], *rows)
 
 
 def rendered(text):
