@@ -345,6 +345,134 @@ class Scores(unittest.TestCase):
         self.assertEqual(round(sort.balanced_accuracy(recall), 12), 0.5)
 
 
+class Comparer(nn.Module):
+    """Does by hand what section 7d says that ALiBi does: its one head and its one flag are known exactly."""
+
+    def __init__(self, stays_up=False):
+        super().__init__()
+        self.norm, self.stays_up = nn.Identity(), stays_up  # does the flag stay up in all vectors after the fault?
+        self.norm.weight = nn.Parameter(torch.zeros(1))
+        attention = nn.Module()
+        attention.weights, attention.n_head = nn.Identity(), 1
+        self.blocks = nn.ModuleList([nn.Module()])
+        self.blocks[0].attention = attention
+
+    def forward(self, x, position=None):
+        fault = nn.functional.pad(x.diff(dim=1) < 0, (1, 0))  # (B, T): is the number before it larger?
+        T = torch.arange(x.shape[1])
+        self.blocks[0].attention.weights(nn.functional.one_hot(T - fault.long(), len(T)).float()[:, None])
+        flag = fault.long().cumsum(dim=1) > 0 if self.stays_up else fault
+        return self.read_out(self.norm(flag.float()[..., None]), x != sort.PAD)
+
+    def read_out(self, h, present):
+        return 0.5 - h.amax(dim=(1, 2))
+
+
+class Analysis(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        records = sort.draw_records(random.Random(3), 400, sort.KINDS[1:], 0.5, [16], set())
+        cls.lists = sort.pad([record["sequence"] for record in records])
+        cls.kinds = torch.tensor([sort.KINDS.index(record["kind"]) for record in records])
+
+    def test_swapped_pairs_against_brute_force(self):
+        pairs = [(a, b) for a, b, kind in zip(self.lists[0::2].tolist(), self.lists[1::2].tolist(),
+                                              self.kinds[1::2].tolist()) if sort.KINDS[kind] == "adjacent_swap"]
+        clean, corrupt, place = sort.swapped_pairs(self.lists, self.kinds)
+        self.assertEqual((clean.tolist(), corrupt.tolist()), ([a for a, _ in pairs], [b for _, b in pairs]))
+        for (a, b), i in zip(pairs, place.tolist()):
+            b[i - 1], b[i] = b[i], b[i - 1]
+            self.assertEqual(a, b)
+
+    def test_a_head_that_compares_is_found(self):
+        looks = sort.looks_back(Comparer(), self.lists, self.kinds)
+        self.assertEqual(looks, {"sorted": {"L0.H0": {"before": 0, "itself": 1}},
+                                 "swapped": {"L0.H0": {"before": 1, "itself": 0}}})
+
+    def test_patching_tells_one_flag_from_many(self):
+        for stays_up, others in ((False, 0), (True, 1)):
+            clean, corrupt, place = sort.swapped_pairs(self.lists, self.kinds)
+            if stays_up:  # a fault at the very end leaves no later vector to tell of it
+                others = (place < clean.shape[1] - 1).double().mean().item()
+            found = sort.patch_states(Comparer(stays_up), self.lists, self.kinds)
+            self.assertEqual(found, {"alone": 1, "all others": others, "n": len(place)})
+
+    def test_patching_a_trained_model_against_a_loop(self):
+        """On the reference model of seed 4, where now and then a second vector raises a flag too."""
+        path, states = Path(sort.__file__).parent / "out" / "sorting" / "alibi" / "seeds" / "4.pth", []
+        model, _ = common.load_checkpoint(path, sort.SCRIPT, sort.build_model)
+        turned = {"alone": [], "all others": []}
+        handle = model.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
+        with torch.inference_mode():
+            for clean, corrupt, i in zip(*sort.swapped_pairs(self.lists, self.kinds)):
+                states.clear()
+                if model(clean[None]) > 0 >= model(corrupt[None]):
+                    for name, first, second in (("alone", *states), ("all others", *states[::-1])):
+                        mixed = torch.cat([first[0, :i], second[0, i:i + 1], first[0, i + 1:]])
+                        turned[name].append((model.to_logit(mixed.amax(dim=0)) <= 0).item())
+        handle.remove()
+        expected = {name: sum(values) / len(values) for name, values in turned.items()}
+        self.assertTrue(0 < expected["all others"] < expected["alone"], expected)
+        self.assertEqual(sort.patch_states(model, self.lists, self.kinds), expected | {"n": len(turned["alone"])})
+
+    def test_all_pairs_are_asked(self):
+        logits, wrong = sort.pair_table(Comparer())
+        self.assertEqual(wrong, 0)
+        self.assertEqual([(logits[a, b] > 0).item() for a, b in ((3, 4), (4, 4), (4, 3))], [True, True, False])
+        model = small_model("none", dtype=torch.float32)
+        with torch.no_grad():
+            model.to_logit.weight.zero_()
+            model.to_logit.bias.fill_(1)  # says sorted to all
+        self.assertEqual(sort.pair_table(model)[1], 100 * 99 // 2)
+
+    def test_attention_by_length_against_closed_forms(self):
+        """Without scores, a causal mask leaves 1 / (i + 1) for each of the i + 1 that number i may look at."""
+        model = small_model("none", causal=True)
+        data = {f"extrapolation/{n}": (some_lists(30, n), None) for n in (9, 40)}
+        with torch.no_grad():
+            for block in model.blocks:
+                block.attention.query_key_value.weight.zero_()
+        for length, rows in sort.attention_by_length(model, data, (9, 40)).items():
+            n = int(length)
+            share = [1 / (i + 1) for i in range(n)]
+            expected = {"entropy": sum(math.log(i + 1) for i in range(n)) / n, "self": sum(share) / n,
+                        "left": sum(share[1:]) / (n - 1), "right": 0}
+            self.assertEqual(list(rows), ["L0.H0", "L0.H1", "L1.H0", "L1.H1"])
+            for row in rows.values():
+                for name, value in expected.items():
+                    self.assertAlmostEqual(row[name], value, places=6)
+
+    def test_sharpest(self):
+        rows = {"L0.H0": {"left": 0.2, "right": 0.5, "self": 0.9}, "L0.H1": {"left": 0.6, "right": 0.1, "self": 0.0}}
+        self.assertEqual(sort.sharpest(rows), ("L0.H1", "left"))
+
+    def test_offsets_and_squeezing(self):
+        """Encodings of distances do not see an offset; at length 16 nothing is squeezed."""
+        models = {}
+        for pe in ("sinusoidal", "learned", "rope", "alibi"):
+            models[pe] = [small_model(pe, causal=True)]
+            with torch.no_grad():
+                low, high = sort.logits_of(models[pe][0], self.lists).sort().values[199:201]  # so that half are above 0
+                models[pe][0].to_logit.bias -= (low + high) / 2
+        found = sort.positions_or_length(models, {"extrapolation/16": (self.lists, self.kinds)}, [16])
+        for pe, (model,) in models.items():
+            plain = sort.accuracy_of(model, self.lists, self.kinds)
+            self.assertEqual((found["squeezed"][pe]["16"], found["offset"][pe]["0"]), ([plain], [plain]))
+            if pe in ("rope", "alibi"):
+                self.assertEqual({tuple(shares) for shares in found["offset"][pe].values()}, {(plain,)})
+        self.assertEqual(list(found["offset"]["learned"]), ["0", "16", "32"])  # its table ends at 64
+        model = models["sinusoidal"][0]
+        moved = sort.logits_of(model, self.lists, position=torch.arange(16) + 32)
+        with torch.no_grad():  # the same by hand: what is added to the numbers there, instead of what is added at 0
+            wave = [[f(p / 10_000 ** (2 * (c // 2) / 16)) for c, f in enumerate(8 * [math.sin, math.cos])]
+                    for p in range(32, 48)]
+            model.pe = "none"
+            hook = model.token_embedding.register_forward_hook(
+                lambda module, inputs, output: output + torch.tensor(wave, dtype=output.dtype))
+            torch.testing.assert_close(moved, sort.logits_of(model, self.lists), rtol=1e-5, atol=1e-5)
+            hook.remove()
+
+
 class Training(unittest.TestCase):
     def test_learns_and_extrapolates(self):
         """400 steps of ALiBi on 2,000 lists: short ones and long ones are mostly right."""
