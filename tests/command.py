@@ -5,8 +5,10 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,8 @@ TOP = Path(__file__).resolve().parents[1]
 # Most of a short command's time is the import of torch. So one process imports it and then splits, once a command.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "matplotlib.pyplot"])
+# To start one looks after the others, and of two threads that ask for the same exit code one gets 255.
+LOCK = threading.Lock()
 
 
 def _be_script(script, arguments, folder, most_bytes):
@@ -41,13 +45,14 @@ def run(script, *arguments, stdin=None, kill_when=None, most_bytes=None, timeout
         for name, content in (("stdin", stdin or b""), ("stdout", b""), ("stderr", b"")):
             Path(folder, name).write_bytes(content)
         process = PROCESSES.Process(target=_be_script, args=(script, arguments, folder, most_bytes))
-        process.start()
-        if kill_when is None:
-            process.join(timeout)
-        while kill_when and process.exitcode is None and not kill_when():
-            process.join(0.005)
-        if running := process.exitcode is None:
-            process.kill()
+        with LOCK:
+            process.start()
+        ended = wait([process.sentinel], timeout if kill_when is None else 0)
+        while not ended and kill_when and not kill_when():
+            ended = wait([process.sentinel], 0.005)
+        with LOCK:
+            if running := not ended:
+                process.kill()
             process.join()
         out, err = (Path(folder, name).read_bytes() for name in ("stdout", "stderr"))
         if running and kill_when is None:
