@@ -35,13 +35,6 @@ import torch.nn.functional as F
 import common
 from common import UserError, log
 
-# The flags of section 10, by what depends on them.
-SCRIPT = "attention_addition.py"
-MODEL_FLAGS = ("num_digits", "n_layer", "n_head", "d_model", "d_ff", "reverse")
-DATA_FLAGS = ("num_digits", "leading_zeros", "cascades", "seed", "n_train", "n_val", "n_test")
-TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "eval_every", "no_start")
-CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
-
 # ------------------------------------------------------------------------------------------------
 # 1. The task and its tokens
 #
@@ -491,9 +484,23 @@ def learning_rate(step, config):
     return config.lr * min(1, (step + 1) / config.warmup, (config.steps - step) / (0.6 * config.steps))
 
 
+# The command line's flags (section 10), by what depends on them.
+SCRIPT = "attention_addition.py"
+MODEL_FLAGS = ("num_digits", "n_layer", "n_head", "d_model", "d_ff", "reverse")
+DATA_FLAGS = ("num_digits", "leading_zeros", "cascades", "seed", "n_train", "n_val", "n_test")
+TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "eval_every", "no_start")
+CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
+
+
 def config_of(args):
     """What a model depends on: saved with it, and compared before it is used."""
     return {"script": SCRIPT} | {name: value for name, value in vars(args).items() if name in CONFIG_FLAGS}
+
+
+def build_model(config):
+    """Return an untrained model of a configuration, which must hold a value for every flag; KeyError if not."""
+    config = {name: config[name] for name in CONFIG_FLAGS}
+    return Adder(**{name: config[name] for name in MODEL_FLAGS})
 
 
 def fit(config, data, device, unfinished=None, resume=False):
@@ -503,7 +510,7 @@ def fit(config, data, device, unfinished=None, resume=False):
     of the training goes to the file `unfinished`, from where `resume` takes it up.
     """
     torch.manual_seed(config.model_seed)
-    model = Adder(**{name: getattr(config, name) for name in MODEL_FLAGS}).to(device)
+    model = build_model(vars(config)).to(device)
     log(f"train: model seed {config.model_seed}, {common.n_parameters(model):,} parameters, "
         f"{len(data['train']):,} problems, {config.steps:,} steps on {device}; "
         f"the loss of guessing is ln 10 = {math.log(10):.2f}")
@@ -598,6 +605,17 @@ def final_exam(model, test, args):
     for mistake in mistakes(problems, answer, right)[:5]:
         print(f"  mistake: {mistake}")
     return {"test": {"accuracy": accuracy, "n": len(test), "teacher_forced": forced}, "exhaustive": exam}
+
+
+def load_model(args, typed):
+    """Return (model, config) from the checkpoint; UserError if a flag that was typed says otherwise."""
+    path = Path(args.out_dir) / "addition" / "best_model.pth"
+    model, config = common.load_checkpoint(path, SCRIPT, build_model)
+    conflict = {name: value for name, value in typed.items() if name in CONFIG_FLAGS and config.get(name) != value}
+    if conflict:
+        raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or "
+                        f"train anew with --mode train")
+    return model.to(args.device), config
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1247,23 +1265,6 @@ def plot_seeds(table, path):
 
 # ------------------------------------------------------------------------------------------------
 # 9. Asking the trained model
-
-
-def build_model(config):
-    """Return an untrained model of a configuration, which must hold a value for every flag; KeyError if not."""
-    config = {name: config[name] for name in CONFIG_FLAGS}
-    return Adder(**{name: config[name] for name in MODEL_FLAGS})
-
-
-def load_model(args, typed):
-    """Return (model, config) from the checkpoint; UserError if a flag that was typed says otherwise."""
-    path = Path(args.out_dir) / "addition" / "best_model.pth"
-    model, config = common.load_checkpoint(path, SCRIPT, build_model)
-    conflict = {name: value for name, value in typed.items() if name in CONFIG_FLAGS and config.get(name) != value}
-    if conflict:
-        raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or "
-                        f"train anew with --mode train")
-    return model.to(args.device), config
 
 
 def parse_problem(text, num_digits, leading_zeros):
