@@ -13,14 +13,14 @@ apart: where does each head look, which can go, and which one moves the carry?
     python attention_addition.py --help                         all flags
 
 Read it from the top: the task, the data, attention, the model, decoding, training, looking inside, the command line.
-Comments give the shape of each tensor: N or B problems, T query tokens, S key tokens, C = d_model channels.
+Comments give the shape of each tensor: N problems in all or B in a batch, n digits in a number, T query tokens, S key
+tokens, C = d_model channels, d_head = C / n_head of them for each head.
 It runs on torch >= 2.0.
 """
 import argparse
 import contextlib
 import copy
 import itertools
-import json
 import math
 import random
 import re
@@ -45,7 +45,8 @@ from common import UserError, log
 #
 # The decoder is fed the start token and then the digits written so far, and must name the next one. That
 # start token matters: without it the decoder is handed the first digit, is asked for the second, and never
-# learns to write the first. (--no-start trains one like that: nothing but its own answers tells.)
+# learns to write the first. (--no-start trains one like that. How well it does on the other digits hides it, its own
+# answers do not.)
 
 PLUS, START, N_TOKENS = 10, 11, 12
 
@@ -67,68 +68,28 @@ def tokenize(a, b, num_digits):
     return source, to_digits(a + b, num_digits + 1)
 
 
-def place_names(width):
-    """Names of the answer's digits, most significant first."""
-    names = ["units", "tens", "hundreds", "thousands"] + [f"10^{k}" for k in range(4, width)]
-    return names[:width][::-1]
-
-
-def carries(a, b, num_digits):
-    """Which columns of a + b carry into the next: (N,), (N,) -> (N, n) booleans, units first.
-
-    A column carries exactly if what stands in it and to its right sums to more than fits there.
-    """
-    place = 10 ** torch.arange(1, num_digits + 1)
-    return a[:, None] % place + b[:, None] % place >= place
-
-
-def longest_run(flags):
-    """The length of the longest run of True in each row: (N, n) -> (N,)."""
-    run = longest = torch.zeros(len(flags), dtype=torch.long)
-    for column in flags.T:
-        run = (run + 1) * column
-        longest = torch.maximum(longest, run)
-    return longest
-
-
 # ------------------------------------------------------------------------------------------------
 # 2. The data
 #
 # a+b and b+a count as one problem: were one in training and the other in the test, the test would be a little
-# easier than it looks. So each pair is drawn at most once, in random order. The files are JSON Lines:
+# easier than it looks. So each unordered pair is drawn at most once; which number comes first is random. The files are
+# JSON Lines:
 #
 #     {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}
 #
 # What is hard about adding is rare in random problems. A column that sums to nine passes on the carry that
 # arrives, if one does: 347+652 is 0999, but 348+652 is 1000, and the first digit hangs on the last. A model
-# trained on 10,000 random problems gets all of them right and still errs, mostly where nines and tens meet:
-# 108+291=499, it says. So in half of the training problems, --cascades, most columns are changed to sum to nine or
-# ten. The validation and test problems, which measure, stay purely random.
+# trained on 10,000 random problems may answer all test problems right and still err, mostly where nines and tens
+# meet: 108+291=499, it says. So in about half of the training problems, --cascades, most columns are changed to sum
+# to nine or ten. The validation and test problems, which measure, stay purely random.
 
 SPLITS = ("train", "val", "test")
-DEFAULT_SIZES = (10_000, 2_000, 2_000)
 
 
 def operand_range(num_digits, leading_zeros):
     """The smallest operand and how many there are: (100, 900) for 3 digits, (0, 1000) with leading zeros."""
     low = 0 if leading_zeros else 10 ** (num_digits - 1)
     return low, 10 ** num_digits - low
-
-
-def split_sizes(args):
-    """How many problems to draw for train, val, test. UserError if there are not that many.
-
-    Sizes that the user did not give shrink where there are too few problems for the defaults.
-    """
-    _, count = operand_range(args.num_digits, args.leading_zeros)
-    n_pairs = count * (count + 1) // 2
-    asked = (args.n_train, args.n_val, args.n_test)
-    scale = min(1, n_pairs / sum(DEFAULT_SIZES)) if asked == (None, None, None) else 1
-    sizes = [int(scale * default) if size is None else size for size, default in zip(asked, DEFAULT_SIZES)]
-    if sum(sizes) > n_pairs:
-        raise UserError(f"--n-train, --n-val and --n-test ask for {sum(sizes):,} problems, but there are only "
-                        f"{n_pairs:,} of {args.num_digits} digits (a+b and b+a count as one); ask for fewer")
-    return sizes
 
 
 def make_cascade(a, b, num_digits, rng):
@@ -156,10 +117,32 @@ def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
             if split == "train" and rng.random() < cascades:
                 b = make_cascade(a, b, num_digits, rng)
             pair = (min(a, b), max(a, b))
-            if b >= low and pair not in seen:
+            if b >= low and pair not in seen:  # a cascade may have put a zero first
                 seen.add(pair)
                 problems[split].append((a, b))
     return problems
+
+
+# The files: how many problems, made with which settings, and whether they are what they should be. Nothing about adding
+# in here, go on with section 3.
+
+DEFAULT_SIZES = (10_000, 2_000, 2_000)
+
+
+def split_sizes(args):
+    """How many problems to draw for train, val, test. UserError if there are not that many.
+
+    If no flag gives a size, the defaults shrink together where there are too few problems for them.
+    """
+    _, count = operand_range(args.num_digits, args.leading_zeros)
+    n_pairs = count * (count + 1) // 2
+    asked = (args.n_train, args.n_val, args.n_test)
+    scale = min(1, n_pairs / sum(DEFAULT_SIZES)) if asked == (None, None, None) else 1
+    sizes = [int(scale * default) if size is None else size for size, default in zip(asked, DEFAULT_SIZES)]
+    if sum(sizes) > n_pairs:
+        raise UserError(f"--n-train, --n-val and --n-test come to {sum(sizes):,} problems, but there are only "
+                        f"{n_pairs:,} of {args.num_digits} digits (a+b and b+a count as one); ask for fewer")
+    return sizes
 
 
 def data_settings(args):
@@ -214,29 +197,36 @@ def load_data(args):
 # ------------------------------------------------------------------------------------------------
 # 3. Attention, in four rungs
 #
+# Three learned matrices make of each token's vector its query q (what it looks for), its key k (what it is found
+# by) and its value v (what it passes on).
+#
 # Rung 1, one query: a soft look-up. A dictionary compares a query with its keys and returns the value of the
 # one that matches. Attention compares with all keys, by dot product, turns the scores into weights that sum
 # to 1, and returns the weighted mean of all values. No step is all or nothing, so gradients reach every part.
 #
-# Rung 2, all queries at once: T queries against S keys are one matrix product, and so are the T means.
+#     weights = softmax(q k^T / sqrt(d))   q (d,), k (S, d): (S,)        output = weights v   v (S, e): (e,)
+#
+# Rung 2, all queries at once: T queries against S keys are one matrix product, and so are the T means. The
+# formulas stay as they are, with q (T, d): the weights are (T, S), the output (T, e).
 #
 # Rung 3, a mask: a score of -infinity is a weight of 0. That is how a decoder is kept from looking at the
 # digits it has yet to write.
 #
-# Rung 4, several heads: the weights of one softmax sum to 1, so to look at two things is to look at each by
-# half. So the channels are cut into n_head groups of d_head = C / n_head, each group looks where it wants, and
-# the results are laid side by side again.
+# Rung 4, several heads: the weights of one softmax sum to 1, so a head that looks at two tokens gives each about
+# half and gets a blend. So the channels are cut into n_head groups of d_head = C / n_head, each group looks where
+# it wants, and the results are laid side by side again.
 
 
 def softmax(scores):
     """Turn the scores (..., S) of each row into weights that are positive and sum to 1; if all are -infinity, into 0.
 
     The largest score is taken off first, which changes nothing and keeps e^score from overflowing. It leaves the
-    largest term at e^0 = 1, so the sum is at least 1 and the last clamp acts on rows of -infinity alone.
-    (torch.softmax does the same, but for NaN in a row of -infinity alone. On rows as short as ours these lines happen
-    to be several times as fast.)
+    largest term at e^0 = 1, so the sum is at least 1, and the two clamps act only on rows that are all -infinity.
+    (torch.softmax does the same, but makes NaN of such rows. On rows as short as ours these lines happen to be several
+    times as fast.)
     """
-    largest = scores.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    # detach: it cancels, so no gradient need pass through it
+    largest = scores.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)  # (..., 1)
     weights = (scores - largest).exp()
     return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
 
@@ -257,8 +247,8 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     >>> weights, output.round()
     (tensor([[0.7500, 0.2500]]), tensor([[7.]]))
     """
-    # Dot products of vectors of d independent entries of variance 1 have variance d. Divided by sqrt(d) they
-    # keep variance 1 whatever d is, and the softmax starts out neither flat nor stuck on one key.
+    # The dot product of two vectors of d independent entries of mean 0 and variance 1 has variance d. Divided by
+    # sqrt(d) it has variance 1 whatever d is, and the softmax is neither flat nor stuck on one key.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
@@ -279,23 +269,25 @@ class MultiHeadAttention(nn.Module):
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)  # two matrices in one, for speed
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # PyTorch's own start makes the scores so small that every head looks everywhere alike. Twice as large, heads
+        # nn.Linear draws weights of variance 1/(3C), so q and k start with variance 1/3 and not 1, the scores with a
+        # standard deviation of 1/3, and every head looks everywhere alike. Doubled, q and k have variance 4/3: heads
         # differ from the first step on, and the plateau at the start of training is shorter.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key_value.weight[:d_model].mul_(2)
-        # These two do nothing. They are places with a name: section 7 reads the one, and reads or replaces the other.
+        # These two change nothing. They give a name to what passes through, so that section 7 can read or replace it.
         self.weights = nn.Identity()  # (B, n_head, T, S)
         self.heads = nn.Identity()    # (B, n_head, T, d_head)
 
     def forward(self, x, memory, mask=None):
+        def split(y):  # (B, tokens, C) -> (B, n_head, tokens, d_head)
+            return y.view(B, -1, self.n_head, C // self.n_head).transpose(1, 2)
+
         B, T, C = x.shape
-        split = (self.n_head, C // self.n_head)
-        q = self.query(x).view(B, T, *split).transpose(1, 2)             # (B, n_head, T, d_head)
-        k, v = self.key_value(memory).view(B, -1, 2, *split).unbind(2)   # (B, S, n_head, d_head) each
-        k, v = k.transpose(1, 2), v.transpose(1, 2)                      # (B, n_head, S, d_head)
-        heads, weights = scaled_dot_product_attention(q, k, v, mask)     # (B, n_head, T, d_head)
-        self.weights(weights)
+        k, v = self.key_value(memory).chunk(2, dim=-1)                   # (B, S, C) each
+        q, k, v = split(self.query(x)), split(k), split(v)
+        heads, weights = scaled_dot_product_attention(q, k, v, mask)     # (B, n_head, T, d_head), (B, n_head, T, S)
+        self.weights(weights)                                            # the result is not used, see above
         heads = self.heads(heads).transpose(1, 2).reshape(B, T, C)       # the heads side by side
         return self.output(heads)                                        # and mixed: (B, T, C)
 
@@ -303,12 +295,13 @@ class MultiHeadAttention(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # 4. The model
 #
-# Every block adds something to the running representation x and takes nothing away. It reads a normalised
-# copy ("pre-norm", which trains without care; the paper normalises after adding). Attention moves information
-# between tokens, the two-layer network then works on each token alone.
+# Every part of a block reads a normalised copy of x and adds its result to x (a residual connection). To normalise
+# before each part ("pre-norm") trains more stably than to normalise after the addition, as the paper does. Attention
+# moves information between tokens, the feed-forward network then works on each token alone.
 
 
 def feed_forward(d_model, d_ff):
+    """Two layers, for each token by itself: (..., C) -> (..., C)."""
     return nn.Sequential(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Linear(d_ff, d_model))
 
 
@@ -347,26 +340,27 @@ class DecoderBlock(nn.Module):
 class Adder(nn.Module):
     """An encoder-decoder transformer from problems of num_digits digits to their sums.
 
-    Digits are always passed in and out in the order in which we read them. Inside, they are written in that order or,
-    with `reverse`, units first, as we add on paper: then a carry is known by the time it is needed.
+    Digits are passed in and out in the order in which we read them. Inside, and in decode(), they stand in the order in
+    which they are written: the same or, with `reverse`, units first, as we add on paper. Then a carry is known by the
+    time it is needed.
     """
 
     def __init__(self, num_digits, n_layer, n_head, d_model, d_ff, reverse=False):
         super().__init__()
         self.reverse = reverse
         self.token_embedding = nn.Embedding(N_TOKENS, d_model)
-        self.source_position = nn.Embedding(2 * num_digits + 1, d_model)
-        self.target_position = nn.Embedding(num_digits + 1, d_model)
+        self.source_position = nn.Embedding(2 * num_digits + 1, d_model)  # attention by itself does not see the order,
+        self.target_position = nn.Embedding(num_digits + 1, d_model)      # so each place has a learned vector
         self.encoder = nn.ModuleList(EncoderBlock(d_model, n_head, d_ff) for _ in range(n_layer))
         self.decoder = nn.ModuleList(DecoderBlock(d_model, n_head, d_ff) for _ in range(n_layer))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.to_logits = nn.Linear(d_model, 10, bias=False)
+        self.to_logits = nn.Linear(d_model, 10, bias=False)  # an answer holds digits only
         for embedding in (self.token_embedding, self.source_position, self.target_position):
             nn.init.normal_(embedding.weight, std=0.5)
 
     def encode(self, source):
         """source (B, 2n+1) -> memory (B, 2n+1, C)."""
-        x = self.token_embedding(source) + self.source_position.weight  # what stands there + where it stands
+        x = self.token_embedding(source) + self.source_position.weight  # what and where: (B, 2n+1, C) + (2n+1, C)
         for block in self.encoder:
             x = block(x)
         return self.encoder_norm(x)
@@ -378,8 +372,8 @@ class Adder(nn.Module):
     def decode(self, answer, memory):
         """answer (B, T), the start token and the digits so far -> logits (B, T, 10), for the digit after each."""
         T = answer.shape[1]
-        causal_mask = torch.ones(T, T, dtype=torch.bool, device=answer.device).tril()
-        x = self.token_embedding(answer) + self.target_position.weight[:T]
+        causal_mask = torch.ones(T, T, dtype=torch.bool, device=answer.device).tril()  # (T, T): itself, and to its left
+        x = self.token_embedding(answer) + self.target_position.weight[:T]             # (B, T, C)
         for block in self.decoder:
             x = block(x, memory, causal_mask)
         return self.to_logits(self.decoder_norm(x))
@@ -387,7 +381,7 @@ class Adder(nn.Module):
     def forward(self, source, target):
         """Teacher forcing: logits (B, n+1, 10) of each digit, given the right digits written before it."""
         start = torch.full_like(target[:, :1], START)
-        written = torch.cat([start, self.reorder(target)[:, :-1]], dim=1)
+        written = torch.cat([start, self.reorder(target)[:, :-1]], dim=1)  # (B, n+1): before each digit, the right one
         return self.reorder(self.decode(written, self.encode(source)))
 
 
@@ -395,14 +389,14 @@ class Adder(nn.Module):
 # 5. Decoding and scoring
 #
 # Teacher forcing flatters: it repairs every mistake before the next digit is asked for. What counts here is
-# the answer that the model writes on its own, and it counts only if all of it is right.
+# the answer that the model writes on its own, and it counts only if all of it is right (exact match).
 
 
 @torch.inference_mode()
 def greedy_decode(model, source):
     """Write the answers (B, n+1) to the problems (B, 2n+1): the likeliest digit, again and again."""
     memory = model.encode(source)
-    answer = torch.full((len(source), 1), START, device=source.device)
+    answer = torch.full((len(source), 1), START, device=source.device)  # (B, 1), and a digit more each time
     for _ in range(model.target_position.num_embeddings):
         logits = model.decode(answer, memory)[:, -1]  # (B, 10)
         answer = torch.cat([answer, logits.argmax(dim=-1, keepdim=True)], dim=1)
@@ -434,7 +428,7 @@ def tokens(model, problems, num_digits):
 
 def solve(model, problems, num_digits, label=None):
     """The model's own answers (N, n+1) to the problems (N, 2), whether each is right (N,), and its loss (N,)."""
-    # Made first: small results, scattered among large temporary tensors, would keep their memory from being used again.
+    # Made first: many small results, left between large temporary tensors, would fragment the memory.
     answer, loss = torch.empty(len(problems), num_digits + 1, dtype=torch.long), torch.empty(len(problems))
     size = 512  # small enough for the processor's caches
 
@@ -451,15 +445,34 @@ def all_problems(num_digits, leading_zeros):
     """Every problem there is, (N, 2), if there are at most a million; else 100,000 at random, always the same."""
     low, count = operand_range(num_digits, leading_zeros)
     if count ** 2 <= 1_000_000:
-        return torch.cartesian_prod(*[torch.arange(low, low + count)] * 2)
+        operands = torch.arange(low, low + count)
+        return torch.cartesian_prod(operands, operands)
     return torch.randint(low, low + count, (100_000, 2), generator=torch.Generator().manual_seed(0))
+
+
+def carries(a, b, num_digits):
+    """Which columns of a + b carry into the next: (N,), (N,) -> (N, n) booleans, units first.
+
+    A column carries exactly if what stands in it and to its right sums to more than fits there.
+    """
+    place = 10 ** torch.arange(1, num_digits + 1)
+    return a[:, None] % place + b[:, None] % place >= place
+
+
+def longest_chain(flags):
+    """The length of the longest run of True in each row: (N, n) -> (N,)."""
+    run = longest = torch.zeros(len(flags), dtype=torch.long)
+    for column in flags.T:
+        run = (run + 1) * column
+        longest = torch.maximum(longest, run)
+    return longest
 
 
 def by_difficulty(problems, right, num_digits):
     """Errors and totals by the number of carries and by the longest run of columns that carry."""
     carry = carries(*problems.T, num_digits)
     table = {}
-    for name, level in (("carries", carry.sum(1)), ("longest_chain", longest_run(carry))):
+    for name, level in (("carries", carry.sum(1)), ("longest_chain", longest_chain(carry))):
         table[name] = {str(k): {"n": int((level == k).sum()), "errors": int((~right[level == k]).sum())}
                        for k in range(num_digits + 1)}
     return table
@@ -479,7 +492,7 @@ def learning_rate(step, config):
     """Up from zero, level, and down to zero over the last 60% of the steps.
 
     Up, because Adam knows nothing of the gradients' size at first. Down, because at full rate the weights jump
-    about: exact match goes up and down until the rate falls, and the last errors go with it.
+    about, and exact match with them. Only when the rate falls do the last errors disappear.
     """
     return config.lr * min(1, (step + 1) / config.warmup, (config.steps - step) / (0.6 * config.steps))
 
@@ -506,8 +519,9 @@ def build_model(config):
 def fit(config, data, device, unfinished=None, resume=False):
     """Train one model; return it with its best weights, the history of the training and the best row of it.
 
-    The best weights are those that do best on the validation problems, decoding freely. At each validation the state
-    of the training goes to the file `unfinished`, from where `resume` takes it up.
+    config is a Namespace of the flags in CONFIG_FLAGS, data {split: problems (N, 2)}. The best weights are those that
+    do best on the validation problems, decoding freely. At each validation the state of the training goes to the file
+    `unfinished`, from where `resume` takes it up.
     """
     torch.manual_seed(config.model_seed)
     model = build_model(vars(config)).to(device)
@@ -515,29 +529,30 @@ def fit(config, data, device, unfinished=None, resume=False):
         f"{len(data['train']):,} problems, {config.steps:,} steps on {device}; "
         f"the loss of guessing is ln 10 = {math.log(10):.2f}")
     source, target = tokens(model, data["train"], config.num_digits)
+    # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems teach.
     mirror, _ = tokens(model, data["train"].flip(1), config.num_digits)
     _, val_target = tokenize(*data["val"].T, config.num_digits)
     optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.95))
     coin = torch.Generator().manual_seed(config.model_seed)
-    done, history, best, weights, losses = 0, [], None, None, []
+    done, history, best, best_weights, losses = 0, [], None, None, []
     if resume:
-        done, history, best, weights = common.take_up(unfinished, vars(config), model, optimizer)
+        done, history, best, best_weights = common.take_up(unfinished, vars(config), model, optimizer)
     start = time.time() - (history[-1]["seconds"] if history else 0)
     for step, batch in zip(range(config.steps), common.batches(len(source), config.batch_size, config.model_seed)):
-        # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems teach.
-        swap = (torch.rand(len(batch), 1, generator=coin) < 0.5).to(device)
+        swap = (torch.rand(len(batch), 1, generator=coin) < 0.5).to(device)  # (B, 1)
         if step < done:  # taken up again: the same draws, but not the same work
             continue
         x = torch.where(swap, mirror[batch], source[batch])  # (B, 2n+1)
         logits, labels = model(x, target[batch]), target[batch]  # (B, n+1, 10), (B, n+1)
-        if config.no_start:  # as if there were no token to be asked for the first digit at
+        if config.no_start:  # as if there were no start token: nobody asks for the first digit
             logits, labels = logits[:, 1:], labels[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one unlucky batch must not throw the weights far
+        lr = learning_rate(step, config)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = lr
         optimizer.step()
         losses.append(loss.detach())
 
@@ -546,22 +561,22 @@ def fit(config, data, device, unfinished=None, resume=False):
             row = {"step": step + 1, "train_loss": torch.stack(losses).mean().item(),
                    "val_loss": val_loss.mean().item(), "val_accuracy": right.double().mean().item(),
                    "val_digit_accuracy": (answer == val_target).double().mean(dim=0).tolist(),
-                   "lr": group["lr"], "seconds": round(time.time() - start, 2)}
+                   "lr": lr, "seconds": round(time.time() - start, 2)}
             history.append(row)
             losses.clear()
             if not math.isfinite(row["train_loss"]):
-                raise UserError(f"the loss is no number any more at step {step + 1}; try a smaller --lr")
+                raise UserError(f"the loss is no longer finite at step {step + 1}; try a smaller --lr")
             # Towards the end many evaluations are perfect: among equals, prefer the surest.
             if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
-                best, weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                best, best_weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
             log(f"step {row['step']:4d}/{config.steps} | train {row['train_loss']:.4f} | val {row['val_loss']:.4f}"
                 f" | exact {100 * row['val_accuracy']:5.1f}% | lr {row['lr']:.1e}"
                 f" | {1000 * row['seconds'] / row['step']:.0f} ms/step"
                 + "".join(f" | {mistake}" for mistake in mistakes(data["val"], answer, right)[:2]))
             if unfinished:
-                progress = (step + 1, history, best, weights)
+                progress = (step + 1, history, best, best_weights)
                 common.save_unfinished(unfinished, vars(config), model, optimizer, progress)
-    model.load_state_dict(weights)
+    model.load_state_dict(best_weights)
     return model.eval(), history, best
 
 
@@ -578,6 +593,12 @@ def train(args):
     common.write_json(out / "training_log.json", training_log)
     plot_training(training_log, out / "training_curves.png")
     unfinished.unlink(missing_ok=True)
+
+
+def place_names(width):
+    """Names of the answer's digits, most significant first."""
+    names = ["units", "tens", "hundreds", "thousands"] + [f"10^{k}" for k in range(4, width)]
+    return names[:width][::-1]
 
 
 def final_exam(model, test, args):
@@ -628,7 +649,7 @@ def load_model(args, typed):
 
 
 def attention_blocks(model):
-    """Return {"enc.L0": its MultiHeadAttention, ..., "dec.L0": ..., "cross.L0": ...}."""
+    """Return {"enc.L0": the MultiHeadAttention of the encoder's first block, ..., "dec.L0": ..., "cross.L0": ...}."""
     blocks = {f"enc.L{i}": block.self_attention for i, block in enumerate(model.encoder)}
     blocks |= {f"dec.L{i}": block.self_attention for i, block in enumerate(model.decoder)}
     return blocks | {f"cross.L{i}": block.cross_attention for i, block in enumerate(model.decoder)}
@@ -702,11 +723,11 @@ def attention_mass(weights, problems, num_digits):
     arrives from there than when none does, with the half-width of its 95% interval.
     """
     carry, table = carries(*problems.T, num_digits), {}
-    for name, block in weights.items():
+    for name, w in weights.items():
         queries, keys = (torch.tensor(x) for x in columns(name.split(".")[0], num_digits))
-        for h, column in itertools.product(range(block.shape[1]), range(int(queries.max()) + 1)):
-            rows = block[:, h, queries == column].double()  # (N, 1 or 2 queries, S)
-            places = {"same_column": keys == column, "next_lower": (keys == column - 1) & (column > 0),
+        for h, column in itertools.product(range(w.shape[1]), range(int(queries.max()) + 1)):
+            rows = w[:, h, queries == column].double()  # (N, 1 or 2 queries, S)
+            places = {"same_column": keys == column, "next_lower": (keys == column - 1) & (column > 0),  # -1 is `+`
                       "lower": (keys < column - 1) & (keys >= 0), "higher": keys > column, "plus_or_start": keys == -1}
             row = {place: rows[..., here].sum(-1).mean().item() for place, here in places.items()}
             row["entropy_nats"] = -torch.special.xlogy(rows, rows).sum(-1).mean().item()
@@ -719,8 +740,8 @@ def attention_mass(weights, problems, num_digits):
     return table
 
 
-EXAMPLES = {"no carry": (241, 536), "one carry": (347, 159), "carry through a nine": (457, 543),
-            "carry through two nines": (199, 801), "three carries": (999, 999)}
+EXAMPLES = {"no carry": (241, 536), "one carry": (347, 128), "a carry through a nine": (347, 159),
+            "a carry through two nines": (199, 801), "three carries": (999, 999)}
 
 
 @torch.inference_mode()
@@ -756,13 +777,17 @@ def analyze_attention(model, test, num_digits, out):
 
 # 7b. What each head is worth
 #
-# Take a head away and see what is lost. Its output can be replaced by zeros, or by its mean over the data,
-# which takes away what it says about this problem and leaves what it always says. A head that can go is not
-# yet a head that does nothing: a second one may do the same, and then either can go but not both.
+# Take a head away and see what is lost (ablation). Its output can be replaced by zeros (zero ablation), or by its
+# mean over the data (mean ablation), which takes away what it says about this problem and leaves what it always
+# says. A head that can go is not yet a head that does nothing: a second one may do the same, and then either can
+# go but not both.
 
 
 def exact(model, problems, num_digits):
-    """Which problems are answered wholly right: (N,) booleans. One pass is enough, see answers()."""
+    """Which problems are answered wholly right: (N,) booleans.
+
+    Greedy decoding is right exactly if each digit is the likeliest after the right ones before it: one pass tells.
+    """
     @torch.inference_mode()
     def right(pair):
         return (model(*pair).argmax(dim=-1) == pair[1]).all(dim=1).cpu()
@@ -804,8 +829,8 @@ def ablate(model, val, test, num_digits):
 def gradient_importance(model, problems, num_digits):
     """Michel, Levy & Neubig 2019, section 4.1: the mean of |head output . gradient of the loss|, problem by problem.
 
-    It is what a small turn of a head's volume would change in the loss, to first order; the scores of each block are
-    divided by their Euclidean norm, as in the paper.
+    To first order, it is how much the loss changes if the head's output is scaled a little. The scores of each block
+    are divided by their Euclidean norm, as in the paper.
     """
     source, target = tokens(model, problems, num_digits)
     with recording(model, "heads") as heads:  # the sum, so that the gradient of each problem is that of its own loss
@@ -829,7 +854,8 @@ def rank_correlation(x, y):
 def importance(model, val, num_digits):
     """Rank the heads by ablation and by gradient, on validation; and find pairs that stand in for each other.
 
-    `pair_excess` is what two heads cost together less what each costs alone: large if one stands in for the other.
+    `pair_excess` is what two heads cost together minus the sum of what they cost alone: large if one stands in for
+    the other.
     """
     names, full = head_names(model), accuracy(model, val, num_digits)
 
@@ -848,7 +874,7 @@ def importance(model, val, num_digits):
 def prune(model, val, test, num_digits, n_random=20, seed=0):
     """Zero the heads one after another, each time the one whose removal hurts validation least; report the test.
 
-    Beside it random orders (on 500 test problems), and the order of the first round, which never looks again.
+    For comparison random orders (on 500 test problems), and the order of the scores of the first round alone.
     `prunable` is the most heads that go one after another for at most 1 point on the test; `removable_alone` are those
     that each cost at most 1 point on validation.
     """
@@ -891,17 +917,18 @@ def prune(model, val, test, num_digits, n_random=20, seed=0):
 # To look somewhere is not to use what is there. The causal test: take two problems that differ in one column
 # only, so that it carries in one and not in the other, and with it flips the carry that arrives in a higher
 # column, directly or through columns that sum to nine. Run one problem, but let a head say what it says in
-# the other. Does the digit of the higher column turn into the other problem's? If always (1.0), that head is
-# enough to move the carry. 0.0 does not clear a head: two may be needed together, or one stand in for another.
-# The encoder may pass the carry on from token to token, the cross-attention must fetch it (all of it together
-# flips every digit by construction). So for each stage we look for a small set of heads that moves the carry
-# in at least 90% of the pairs, while the rest of the stage moves it in at most 10%.
+# the other (activation patching). Does the digit of the higher column turn into the other problem's? If always
+# (1.0), that head is enough to move the carry. 0.0 does not clear a head: two may be needed together, or one stand
+# in for another. The encoder may pass the carry on from token to token, the cross-attention must fetch it (all of it
+# together flips every digit, for the decoder sees the problem in no other way). So for each stage, encoder, decoder
+# self-attention and cross-attention, we look for a small set of heads that moves the carry in at least 90% of the
+# pairs, while the rest of the stage moves it in at most 10%.
 
 
-def carry_pairs(column, origin, n, num_digits, low=100, seed=0):
-    """Draw pairs that differ in column `origin` only, without and with a carry that reaches `column`: (n, 2) each."""
+def carry_pairs(column, origin, n_pairs, num_digits, low=100, seed=0):
+    """Draw pairs that differ in column `origin` only: (n_pairs, 2) without, (n_pairs, 2) with a carry into `column`."""
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.zeros(2, n, 2, dtype=torch.long)  # without or with the carry, problem, a or b
+    numbers = torch.zeros(2, n_pairs, 2, dtype=torch.long)  # without or with the carry, problem, a or b
     for k in range(num_digits):
         first = 1 if k == num_digits - 1 and low > 0 else 0
         digits = torch.cartesian_prod(torch.arange(first, 10), torch.arange(first, 10))
@@ -911,8 +938,8 @@ def carry_pairs(column, origin, n, num_digits, low=100, seed=0):
         elif origin < k < column:
             choices = [digits[total == 9]]
         else:
-            choices = [digits[total != 9] if k == column else digits]  # the carry stops here: the rest agrees
-        drawn = [pairs[torch.randint(len(pairs), (n,), generator=generator)] for pairs in choices]
+            choices = [digits[total != 9] if k == column else digits]  # it stops here: all higher digits agree
+        drawn = [pairs[torch.randint(len(pairs), (n_pairs,), generator=generator)] for pairs in choices]
         numbers[0] += drawn[0] * 10 ** k
         numbers[1] += drawn[-1] * 10 ** k  # the same draw, but in the column that differs
     return numbers[0], numbers[1]
@@ -927,7 +954,8 @@ def patcher(model, pair, column, num_digits):
     """
     odd = torch.arange(len(pair[0]))[:, None] % 2 == 1
     mine, other = torch.where(odd, pair[1], pair[0]), torch.where(odd, pair[0], pair[1])
-    place, (source, target) = num_digits - column, tokens(model, mine, num_digits)
+    place = num_digits - column  # where the digit stands in the answer
+    source, target = tokens(model, mine, num_digits)
     digit = model(source, target)[:, place].argmax(dim=-1)
     with recording(model, "heads") as values:
         other_source, other_target = tokens(model, other, num_digits)
@@ -945,7 +973,8 @@ def patcher(model, pair, column, num_digits):
 def sufficient_set(effect, heads, alone):
     """A set of heads that moves the carry in 90% of the pairs while the rest moves it in at most 10%.
 
-    Heads are dropped one by one, the weakest first, as long as both still hold: none of those left can be spared.
+    Heads are dropped one by one, the weakest alone first, as long as both still hold. (One pass. A head that was needed
+    when its turn came might be spared at the end.)
     """
     chosen = set(heads)
     for head in sorted(heads, key=alone.get):
@@ -955,28 +984,27 @@ def sufficient_set(effect, heads, alone):
     return sorted(chosen)
 
 
-def trace_route(model, route, num_digits, low, n):
+def trace_route(model, column, origin, num_digits, low, n_pairs):
     """For a carry from column `origin` to `column`: the effect of each head, and the heads that each stage needs."""
-    column, origin = route
-    effect = patcher(model, carry_pairs(column, origin, n, num_digits, low), column, num_digits)
+    effect = patcher(model, carry_pairs(column, origin, n_pairs, num_digits, low), column, num_digits)
     case = {"heads": {head: effect({head}) for head in head_names(model)}, "stages": {}}
     for kind in ("enc", "dec", "cross"):
         mine = head_names(model, (kind,))
         stage = {"all": effect(set(mine))}
         if stage["all"] >= 0.9:
-            chosen = set(sufficient_set(effect, mine, case["heads"]))
-            stage |= {"set": sorted(chosen), "effect": effect(chosen), "rest": effect(set(mine) - chosen)}
+            chosen = sufficient_set(effect, mine, case["heads"])
+            stage |= {"set": chosen, "effect": effect(set(chosen)), "rest": effect(set(mine) - set(chosen))}
         case["stages"][kind] = stage
     return case
 
 
-def trace_carry(model, num_digits, leading_zeros, n=1000):
+def trace_carry(model, num_digits, leading_zeros, n_pairs=1000):
     """trace_route for each column and each origin, up to three columns away, of the carry that it gets."""
     low, names = operand_range(num_digits, leading_zeros)[0], place_names(num_digits + 1)[::-1]
     routes = [(column, origin) for column in range(1, num_digits + 1) for origin in range(max(0, column - 3), column)]
     cases = common.parallel_map(  # on copies of the model, since hooks of two threads would get in each other's way
-        lambda route: trace_route(copy.deepcopy(model), route, num_digits, low, n), routes, "carry")
-    return {"n_pairs": n, "routes": {f"{names[origin]} to {names[column]}": case
+        lambda route: trace_route(copy.deepcopy(model), *route, num_digits, low, n_pairs), routes, "carry")
+    return {"n_pairs": n_pairs, "routes": {f"{names[origin]} to {names[column]}": case
                                      for (column, origin), case in zip(routes, cases)}}
 
 
@@ -984,7 +1012,7 @@ def trace_carry(model, num_digits, leading_zeros, n=1000):
 
 
 def analyze_heads(model, data, config):
-    """The parts of the analysis that are repeated for other model seeds."""
+    """The parts of the analysis that are repeated for other model seeds. (276 pairs of heads: 500 problems must do.)"""
     return {"importance": importance(model, data["val"][:500], config["num_digits"]),
             "pruning": prune(model, data["val"][:500], data["test"], config["num_digits"]),
             "carry": trace_carry(model, config["num_digits"], config["leading_zeros"])}
@@ -1148,7 +1176,7 @@ def plot_ablation(table, path):
     points = {way: [100 * (table["baseline"]["accuracy"] - row[way]["accuracy"]) for row in heads.values()]
               for way in ("zero", "mean")}
     critical = sum(lost > 10 for lost in points["mean"])
-    spare = sum(lost <= 1 for lost in points["mean"])
+    spare = sum(lost < 1 + 1e-9 for lost in points["mean"])
     figure, axis = plt.subplots(figsize=(10, 4.5))
     for shift, (way, values), colour in zip((-0.2, 0.2), points.items(), ("tab:blue", "tab:orange")):
         what = "zeros" if way == "zero" else "its mean"
@@ -1308,6 +1336,7 @@ def infer(args, typed):
 
 # ------------------------------------------------------------------------------------------------
 # 10. The command line
+
 
 def command_line():
     """Declare every flag, once, with its default and its reason."""

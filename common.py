@@ -147,7 +147,7 @@ def read_jsonl(path, check):
 
 def save_tensors(path, value):
     """Write nested dictionaries and lists of tensors and plain values."""
-    content = io.BytesIO()  # a file would have its name inside, and the same model not always the same bytes
+    content = io.BytesIO()  # torch.save(path) stores the file's name too; so the same model is always the same bytes
     torch.save(value, content)
     with whole_file(path) as temporary:
         temporary.write_bytes(content.getvalue())
@@ -250,7 +250,7 @@ def parallel_map(function, items, label=None):
 
 
 def batches(n, batch_size, seed):
-    """Yield indices of training examples for ever: every epoch all of them, in a new order."""
+    """Yield indices of training examples for ever: each epoch in a new order, less the last n % batch_size."""
     generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, n)
     while True:
         order = torch.randperm(n, generator=generator)
@@ -289,7 +289,7 @@ def take_up(path, config, model, optimizer):
         reason = f"was begun with {difference(kept['config'], config)}"
     except FileNotFoundError:
         raise UserError(f"there is no interrupted training at {path}; leave --resume out") from None
-    except Exception:  # as above
+    except Exception:  # a file that is cut short, or something else altogether
         reason = "is not an interrupted training"
     raise UserError(f"{path} {reason}; pass the flags it was begun with or leave --resume out to begin anew")
 

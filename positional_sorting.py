@@ -381,7 +381,7 @@ def logits_of(model, lists, label=None, position=None):
     """The model's logits (N,) for the lists (N, T), in pieces, so that memory does not depend on how many they are."""
     device, size = model.norm.weight.device, rows_at_once(lists)
     position = None if position is None else position.to(device)
-    # Made first: small results, scattered among large temporary tensors, would keep their memory from being used again.
+    # Made first: many small results, left between large temporary tensors, would fragment the memory.
     logits = torch.empty(len(lists), dtype=model.norm.weight.dtype)
 
     @torch.inference_mode()  # here, since it holds for one thread only, and parallel_map has several
@@ -468,9 +468,9 @@ def fit(config, data, device, unfinished=None, resume=False):
     val_lists, val_kinds = data["val"]
     optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.98))
     shifts = torch.Generator().manual_seed(config.model_seed)
-    done, history, best, weights, losses = 0, [], None, None, []
+    done, history, best, best_weights, losses = 0, [], None, None, []
     if resume:
-        done, history, best, weights = common.take_up(unfinished, vars(config), model, optimizer)
+        done, history, best, best_weights = common.take_up(unfinished, vars(config), model, optimizer)
     start = time.time() - (history[-1]["seconds"] if history else 0)
     for step, batch in zip(range(config.steps), common.batches(len(lists), config.batch_size, config.model_seed)):
         x = shift(lists[batch], shifts) if config.shift else lists[batch]          # (B, T)
@@ -480,7 +480,7 @@ def fit(config, data, device, unfinished=None, resume=False):
         loss = F.binary_cross_entropy_with_logits(logits, target[batch].to(device))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one unlucky batch must not throw the weights far
         lr = learning_rate(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -500,14 +500,14 @@ def fit(config, data, device, unfinished=None, resume=False):
             if not math.isfinite(row["train_loss"]):
                 raise UserError(f"the loss is no longer finite at step {step + 1}; try a smaller --lr")
             if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
-                best, weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                best, best_weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
             log(f"step {row['step']:4d}/{config.steps} | train {row['train_loss']:.4f} | val {row['val_loss']:.4f}"
                 f" | accuracy {100 * row['val_accuracy']:5.1f}% | sorted {100 * recall['sorted']:5.1f}%"
                 f" | lr {row['lr']:.1e} | {1000 * row['seconds'] / row['step']:.0f} ms/step")
             if unfinished:
-                progress = (step + 1, history, best, weights)
+                progress = (step + 1, history, best, best_weights)
                 common.save_unfinished(unfinished, vars(config), model, optimizer, progress)
-    model.load_state_dict(weights)
+    model.load_state_dict(best_weights)
     return model.eval(), history, best
 
 
@@ -1199,6 +1199,7 @@ def infer(args, typed):
 
 # ------------------------------------------------------------------------------------------------
 # 10. The command line
+
 
 def names_from(known, everything=None):
     """An argparse type: names out of `known`, separated by commas; `everything` stands for all of them."""

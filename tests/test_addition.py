@@ -185,10 +185,10 @@ class Arithmetic(unittest.TestCase):
             expected.append(carry == 1)
         self.assertTrue((add.carries(*problems.T, 3).numpy().T == expected).all())
 
-    def test_longest_run(self):
+    def test_longest_chain(self):
         rows = list(itertools.product([False, True], repeat=5))
         expected = [max(map(len, "".join("01"[x] for x in row).split("0"))) for row in rows]
-        self.assertEqual(add.longest_run(torch.tensor(rows)).tolist(), expected)
+        self.assertEqual(add.longest_chain(torch.tensor(rows)).tolist(), expected)
 
     def test_difficulty_table_adds_up(self):
         problems = random_problems(5000)
@@ -329,7 +329,7 @@ class LookingInside(unittest.TestCase):
         before = self.model(self.source, self.target)
         add.ablate(self.model, self.problems[:20], self.problems[:20], 3)
         add.importance(self.model, self.problems[:20], 3)
-        add.trace_carry(self.model, 3, False, n=20)
+        add.trace_carry(self.model, 3, False, n_pairs=20)
         with self.assertRaises(ZeroDivisionError), add.replacing(self.model, set(self.heads)):
             1 / 0
         self.assertTrue(torch.equal(self.model(self.source, self.target), before))
@@ -370,6 +370,17 @@ class LookingInside(unittest.TestCase):
             expected = self.model(add.tokenize(*other.T, 3)[0], self.target)
         with add.replacing(self.model, set(add.head_names(self.model, ("cross",))), heads):
             self.assertTrue(torch.equal(self.model(self.source, self.target), expected))
+
+    def test_examples_are_what_they_say(self):
+        """Columns of each example that carry, and that sum to nine and so pass a carry on: by ordinary arithmetic."""
+        expected = {"no carry": (0, 0), "one carry": (1, 0), "a carry through a nine": (2, 1),
+                    "a carry through two nines": (3, 2), "three carries": (3, 0)}
+        for name, pair in add.EXAMPLES.items():
+            columns = [sum(number // 10 ** k % 10 for number in pair) for k in range(3)]
+            carry = [sum(number % 10 ** (k + 1) for number in pair) >= 10 ** (k + 1) for k in range(3)]
+            passed = [total == 9 and arrives for total, arrives in zip(columns[1:], carry)]
+            self.assertEqual((sum(carry), sum(passed)), expected.pop(name), name)
+        self.assertFalse(expected)
 
     def test_carry_pairs_are_what_they_say(self):
         for column in (1, 2, 3):

@@ -169,7 +169,7 @@ class CommandLine(CommandLineCase):
         with tempfile.TemporaryDirectory() as folder:
             result = adder("--mode", "train", *TINY, "--data-dir", folder, "--out-dir", folder, "--lr", "1e30")
             self.assertEqual(result.returncode, 2)
-            self.assertRegex(result.stderr, b"error: the loss is no number any more at step \\d+; try a smaller --lr")
+            self.assertRegex(result.stderr, b"error: the loss is no longer finite at step \\d+; try a smaller --lr")
             self.assertFalse((Path(folder) / "addition/best_model.pth").exists())
 
     def test_help(self):

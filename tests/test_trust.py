@@ -99,7 +99,7 @@ class Killed(unittest.TestCase):
                     self.assertIn(result.returncode, (0, -signal.SIGKILL), result.stderr)
                     self.assertNotIn(b"rror", result.stderr)
                     count += result.killed
-                    if not result.killed:  # done before its moment, since some work was done already: choose earlier ones
+                    if not result.killed:  # done before its moment: choose earlier ones
                         seconds[mode] *= 0.8
                     whole_files(war)
                 result = run(*commands[mode], "--data-dir", war, "--out-dir", war)
