@@ -405,19 +405,18 @@ def greedy_decode(model, source):
 
 @torch.inference_mode()
 def answers(model, source, target):
-    """Return the answers (B, n+1) that greedy_decode gives, faster where they are right, and the loss (B,) of each.
+    """Return the answers (B, n+1) that greedy_decode gives, faster where they are right, and teacher-forced logits.
 
     If each digit of the right sum is the likeliest one after the digits before it, then greedy decoding writes that
     sum: it starts with the first digit, hence goes on with the second, and so forth (the mask is causal: what comes
     later cannot matter). One teacher-forced pass tells where this holds. Elsewhere the problem is decoded for real.
     """
-    logits = model(source, target)
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(dim=1)
+    logits = model(source, target)  # (B, n+1, 10)
     answer = logits.argmax(dim=-1)
     wrong = (answer != target).any(dim=1)
     if wrong.any():
         answer[wrong] = greedy_decode(model, source[wrong])
-    return answer, loss
+    return answer, logits
 
 
 def tokens(model, problems, num_digits):
@@ -426,19 +425,26 @@ def tokens(model, problems, num_digits):
     return [x.to(device) for x in tokenize(*problems.T, num_digits)]
 
 
-def solve(model, problems, num_digits, label=None):
-    """The model's own answers (N, n+1) to the problems (N, 2), whether each is right (N,), and its loss (N,)."""
+def solve(model, problems, num_digits, label=None, loss=None):
+    """The model's own answers (N, n+1) to the problems (N, 2), and whether each is right (N,).
+
+    If a tensor `loss` (N,) is passed, it is filled with the teacher-forced loss of each problem.
+    """
     # Made first: many small results, left between large temporary tensors, would fragment the memory.
-    answer, loss = torch.empty(len(problems), num_digits + 1, dtype=torch.long), torch.empty(len(problems))
+    answer = torch.empty(len(problems), num_digits + 1, dtype=torch.long)
     size = 512  # small enough for the processor's caches
 
     def solve_chunk(i):
         source, target = tokens(model, problems[i:i + size], num_digits)
-        answer[i:i + size], loss[i:i + size] = (x.cpu() for x in answers(model, source, target))
+        written, logits = answers(model, source, target)
+        answer[i:i + size] = written.cpu()
+        if loss is not None:
+            each_digit = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+            loss[i:i + size] = each_digit.mean(dim=1).cpu()
 
     common.parallel_map(solve_chunk, range(0, len(problems), size), label)
     right = (answer == tokenize(*problems.T, num_digits)[1]).all(dim=1)
-    return answer, right, loss
+    return answer, right
 
 
 def all_problems(num_digits, leading_zeros):
@@ -532,6 +538,7 @@ def fit(config, data, device, unfinished=None, resume=False):
     # b+a is a+b: show each problem one way round or the other, which doubles what 10,000 problems teach.
     mirror, _ = tokens(model, data["train"].flip(1), config.num_digits)
     _, val_target = tokenize(*data["val"].T, config.num_digits)
+    val_loss = torch.empty(len(val_target))
     optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.95))
     coin = torch.Generator().manual_seed(config.model_seed)
     done, history, best, best_weights, losses = 0, [], None, None, []
@@ -557,7 +564,7 @@ def fit(config, data, device, unfinished=None, resume=False):
         losses.append(loss.detach())
 
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            answer, right, val_loss = solve(model, data["val"], config.num_digits)
+            answer, right = solve(model, data["val"], config.num_digits, loss=val_loss)
             row = {"step": step + 1, "train_loss": torch.stack(losses).mean().item(),
                    "val_loss": val_loss.mean().item(), "val_accuracy": right.double().mean().item(),
                    "val_digit_accuracy": (answer == val_target).double().mean(dim=0).tolist(),
@@ -611,7 +618,7 @@ def final_exam(model, test, args):
     print("  each digit if the right ones before it are given: "
           + ", ".join(f"{name} {100 * share:.2f}%" for name, share in zip(place_names(len(forced)), forced)))
     problems, start = all_problems(args.num_digits, args.leading_zeros), time.time()
-    answer, right, _ = solve(model, problems, args.num_digits, label="trying every problem")
+    answer, right = solve(model, problems, args.num_digits, label="trying every problem")
     seconds, errors = time.time() - start, int((~right).sum())
     exam = {"n": len(problems), "errors": errors, "seconds": round(seconds, 2),
             "digit_accuracy": (answer == tokenize(*problems.T, args.num_digits)[1]).double().mean(dim=0).tolist(),
@@ -811,7 +818,7 @@ def mean_outputs(model, problems, num_digits):
 def ablate(model, val, test, num_digits):
     """Each head zeroed, and each replaced by its mean over the validation problems: what is still right on the test?"""
     def scores():
-        answer, right, _ = solve(model, test, num_digits)
+        answer, right = solve(model, test, num_digits)
         target = tokenize(*test.T, num_digits)[1]
         return {"accuracy": right.double().mean().item(),
                 "digit_accuracy": (answer == target).double().mean(dim=0).tolist(),
