@@ -539,7 +539,7 @@ def fit(config, data, device, unfinished=None, resume=False):
     mirror, _ = tokens(model, data["train"].flip(1), config.num_digits)
     _, val_target = tokenize(*data["val"].T, config.num_digits)
     val_loss = torch.empty(len(val_target))
-    optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.95))
+    optimizer = common.adamw(model, config.lr, config.weight_decay)
     coin = torch.Generator().manual_seed(config.model_seed)
     done, history, best, best_weights, losses = 0, [], None, None, []
     if resume:
@@ -1367,7 +1367,7 @@ def command_line():
     model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks of encoder and of decoder")
     model.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention; divides --d-model")
     model.add_argument("--d-model", type=number(int, 1, 8192), default=64, help="channels that represent a token")
-    model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of a feed-forward network")
+    model.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
     model.add_argument("--reverse", action="store_true", help="write the units digit first; not for --mode analyze")
     training = parser.add_argument_group("training")
     training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="weights and batch order")

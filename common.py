@@ -262,13 +262,16 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def adamw(model, lr, weight_decay, betas):
-    """AdamW (Loshchilov & Hutter 2019) that decays matrices but neither biases nor the scales of LayerNorm."""
+def adamw(model, lr, weight_decay):
+    """AdamW (Loshchilov & Hutter 2019) that decays matrices but neither biases nor the scales of LayerNorm.
+
+    The betas are those of Vaswani et al. 2017, section 5.3.
+    """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # in one pass; older ones only on GPUs
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=fused)
 
 
 def save_unfinished(path, config, model, optimizer, progress):

@@ -466,7 +466,7 @@ def fit(config, data, device, unfinished=None, resume=False):
         f"{math.log(2):.2f}")
     lists, target = data["train"][0], (data["train"][1] == 0).float()  # (N, T), (N,)
     val_lists, val_kinds = data["val"]
-    optimizer = common.adamw(model, config.lr, config.weight_decay, betas=(0.9, 0.98))
+    optimizer = common.adamw(model, config.lr, config.weight_decay)
     shifts = torch.Generator().manual_seed(config.model_seed)
     done, history, best, best_weights, losses = 0, [], None, None, []
     if resume:

@@ -35,7 +35,7 @@ def take_turns(name, ours, theirs, rounds):
 
 def training_step(model, lr=1e-3):
     """A function that makes one whole training step, as in attention_addition.train."""
-    optimizer = common.adamw(model, lr, 0.1, betas=(0.9, 0.95))
+    optimizer = common.adamw(model, lr, 0.1)
 
     def step():
         loss = F.cross_entropy(model(SOURCE, TARGET).flatten(0, 1), TARGET.flatten())
