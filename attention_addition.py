@@ -1264,7 +1264,7 @@ def plot_carry(table, path):
     axis.set_yticks(range(len(heads)), heads, fontsize=9)
     axis.grid(False)
     busy = sum(bool(row.max() >= 0.5) for row in grid)
-    axis.set(title=f"Who carries? {busy} of {len(heads)} heads flip the digit alone, in half of the pairs or more",
+    axis.set(title=f"Who carries? Heads that alone flip the digit in half of the pairs or more: {busy} of {len(heads)}",
              xlabel=f"where the carry arises, and the digit that it changes ({table['n_pairs']:,} pairs each)",
              ylabel="the one head that speaks for the other problem")
     figure.colorbar(image, ax=axis, label="share of pairs whose digit flips")
@@ -1276,9 +1276,10 @@ def plot_seeds(table, path):
     plt, seeds = common.pyplot(), table["seeds"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
     x = range(len(seeds))
-    for key, marker, label in (("prunable", "o", "one after another"), ("removable_alone", "s", "each alone")):
+    for shift, key, marker, label in ((-0.06, "prunable", "o", "one after another"),
+                                      (0.06, "removable_alone", "s", "each alone")):  # side by side where equal
         shares = [100 * row["pruning"][f"{key}_share"] for row in seeds.values()]
-        left.plot(x, shares, marker, markersize=9, label=label)
+        left.plot([i + shift for i in x], shares, marker, markersize=9, label=label)
     left.set(title="Heads that can go for at most 1 point", ylim=(0, 100),
              xlabel="model seed", ylabel="share of heads (%)")
     left.set_xticks(x, seeds)
