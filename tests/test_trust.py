@@ -158,7 +158,8 @@ class Killed(unittest.TestCase):
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, script, "--mode", "train", *TINY[script], "--steps", "100000"]
                 process = subprocess.Popen([*command, "--data-dir", folder, "--out-dir", folder], cwd=TOP,
-                                           stderr=subprocess.PIPE)
+                                           stderr=subprocess.PIPE,  # a shell's background job ignores Ctrl-C
+                                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
                 said = []
                 for line in process.stderr:
                     said.append(line)
