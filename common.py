@@ -1,94 +1,103 @@
-"""Bookkeeping that both scripts share: errors, files, devices, progress and the look of the figures.
+"""What both scripts share and no lesson needs: errors, files, models on disk, training, hooks, figures, flags.
 
-Nothing about attention is in here. A reader of the tutorials can skip this file and miss no idea.
+Nothing about attention is in here. A reader of the two tutorials can skip this file and miss no idea.
+The scripts call this file; it never calls them.
 """
 import argparse
 import contextlib
-import io
+import hashlib
 import json
+import math
 import os
 import sys
+import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+try:
+    import fcntl  # locks of files; Windows has none of this kind
+except ImportError:
+    fcntl = None
+
+
+def log(line):
+    """Print progress. It goes to standard error, so that standard output holds results only."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def report_interruption(kind, error, trace):
+    """Let Ctrl-C end in one line and exit code 130, even during the slow import of torch below."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+        return
+    log("interrupted; every file on disk is whole: type the same command to start again")
+    os._exit(130)
+
+
+sys.excepthook = report_interruption
+
+import torch  # noqa: E402
+
+warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 says so of its own torch.load
 
 # ------------------------------------------------------------------------------------------------
 # Errors: whatever a user can cause ends in one sentence and exit code 2, never in a traceback
-
-
-warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 says so of its own torch.load
 
 
 class UserError(Exception):
     """Something the user can put right. The message says what is wrong and what to type next."""
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse, except that a wrong flag is one sentence and that no flag may be shortened."""
-
-    def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
-
-    def error(self, message):
-        raise UserError(f"{message} (--help lists the flags)")
-
-    def parse(self, argv=None):
-        """Return (all flags with their defaults filled in, {flag: value} of those that were typed)."""
-        args = self.parse_args(argv)
-        untouched = argparse.Namespace(**{name: None for name in vars(args)})  # argparse keeps what is set
-        typed = vars(self.parse_args(argv, untouched))
-        return args, {name: value for name, value in typed.items() if value is not None}
-
-
-def number(kind, low, high=float("inf")):
-    """An argparse type: a finite `kind` (int or float) from low to high, both included."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high or value == float("inf"):
-            bounds = f"of {low} or more" if high == float("inf") else f"from {low} to {high}"
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, found {text[:40]!r}")
-        return value
-    return parse
-
-
 def run(main):
-    """Call main() and leave with exit code 0, 2 after an error with a sentence, 130 after Ctrl-C."""
+    """Call main() and leave with exit code 0, or 2 and a sentence after an error that the user can put right."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: an error must not end up in the other stream
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         main()
         sys.stdout.flush()
+        return
     except UserError as error:
-        log("error: " + " ".join(str(error).split()))  # one line, whatever was typed
-        sys.exit(2)
-    except KeyboardInterrupt:
-        log("interrupted; the files on disk are whole: type the same command to start again (--mode train --resume "
-            "takes up a training where it last validated)")
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away, as in `... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message = str(error)
+    except BrokenPipeError:  # the reader of our output went away, as in `... | head -1`: not all was done
+        os._exit(141)  # the code of a program that this kills; an ordinary exit would try to write once more
     except OSError as error:
-        log(f"error: {error.filename or 'a file'}: {error.strerror or error}; "
-            f"free the disk or choose another place with --data-dir or --out-dir")
-        sys.exit(2)
+        message = (f"{error.filename or 'a file'}: {error.strerror or error}; "
+                   f"make room there or choose another place with --data-dir or --out-dir")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        message = "there is not enough memory; lower --batch-size, --d-model, --d-ff or --n-layer"
+    log("error: " + " ".join(message.split()))  # one line, whatever was typed
+    sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------------------
 # Files: each is written whole or not at all
 
+CLAIMED = {}  # folder: its lock, held until this process ends
+
 
 def folder(*parts):
-    """Make a folder and return its path. One that cannot be written to is found out now, not after the training."""
+    """Make a folder for results and return its path; UserError if another run is writing to it.
+
+    A folder that cannot be written to is found out here, not after the training.
+    """
     path = Path(*parts)
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / f".{os.getpid()}.tmp"
-    probe.touch()
-    probe.unlink()
+    if path.resolve() in CLAIMED:
+        return path
+    lock = open(path / ".lock", "w")
+    if fcntl:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {path}; wait for it, or choose another --out-dir") from None
+    CLAIMED[path.resolve()] = lock
+    for left in path.glob(".*.tmp"):  # by a run that was killed
+        left.unlink()
     return path
 
 
@@ -97,10 +106,6 @@ def whole_file(path):
     """Yield a temporary path that takes the place of `path` if, and only if, the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a run that was killed; no file takes a minute to write
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > 60:
-                left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -109,58 +114,147 @@ def whole_file(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path, text):
-    """Write UTF-8 with \\n line ends, so that the same text is the same bytes on every system."""
-    with whole_file(path) as temporary:
-        temporary.write_bytes(text.encode())
-
-
 def write_json(path, value):
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write JSON with \\n line ends, so that the same value is the same bytes on every system."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_json(path):
-    """Return the JSON value in a file; UserError if there is no such file or it holds something else."""
+def read_json(path, default=None):
+    """Return the JSON value in a file, or `default` if there is no such file; UserError if it is not JSON."""
     try:
         return json.loads(Path(path).read_bytes().decode())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        return default
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is not a whole JSON file; remove it and make it again") from None
+        raise UserError(f"{path} is not a JSON file; remove it and type the same command again") from None
 
 
-def read_jsonl(path, check):
-    """Return the records of a JSON Lines file, each passed through check(record).
+# ------------------------------------------------------------------------------------------------
+# Data sets: a folder of JSON Lines files and a settings.json that tells how they were made
+#
+# settings.json holds a hash of each file. Files without it, or changed since, are the user's own: they are used as they
+# are, and nothing here ever replaces them.
 
-    check returns what to keep and raises ValueError(reason) for a record it does not accept.
-    UserError names the file and the line of the first bad one.
+
+def data_files(folder):
+    """Return {name: sha256 of its bytes} of all files in a data set except settings.json."""
+    hashes = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "settings.json":
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
+
+
+def made_with(folder):
+    """Return the settings that a data set was made with; None if it is the user's own, or if there is none."""
+    try:
+        made = json.loads((Path(folder) / "settings.json").read_bytes().decode())
+        return made["settings"] if made["files"] == data_files(folder) else None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+
+
+def write_data(folder, records, settings):
+    """Write {name: list of records} as <name>.jsonl, and settings.json: a new folder takes the old one's place.
+
+    UserError if the old one holds any file that was not made here.
     """
-    kept = []
-    for number_, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+    folder = Path(folder)
+    if folder.exists() and made_with(folder) is None and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files of your own, which are not replaced; "
+                        f"choose another place with --data-dir")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        new = Path(temporary, "new")
+        for name, rows in records.items():
+            path = new / f"{name}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_json(new / "settings.json", {"settings": settings, "files": data_files(new)})
+        if folder.exists():
+            folder.rename(Path(temporary, "old"))
+        new.rename(folder)
+
+
+def check_settings(folder, wanted):
+    """Return None if the data were made with the settings `wanted`; if they are the user's own, a name for them.
+
+    UserError if they were made with other settings.
+    """
+    found = made_with(folder)
+    if found is None:
+        own = hashlib.sha256(json.dumps(data_files(folder)).encode()).hexdigest()
+        log(f"data: {folder} holds files of your own, used as they are")
+        return own[:16]
+    if found != wanted:
+        raise UserError(f"{folder} was made with {difference(found, wanted)}; pass the flags it was made with, choose "
+                        f"another --data-dir, or replace it: type --mode gendata with the flags you want")
+    return None
+
+
+def read_records(path):
+    """Return [(place, record), ...] of <path>.jsonl, or else of the JSON array in <path>.json.
+
+    The place is for messages: "data/addition/val.jsonl, line 7". UserError if there is neither file or one is no JSON.
+    """
+    lines, array = Path(f"{path}.jsonl"), Path(f"{path}.json")
+    if not lines.exists() and not array.exists():
+        raise UserError(f"{lines} is missing; put it there, choose another --data-dir, or remove {lines.parent} "
+                        f"to have all data made anew")
+    records = []
+    if not lines.exists():
+        found = read_json(array)
+        if not isinstance(found, list):
+            raise UserError(f"{array}: expected a JSON array of records; mend it or choose another --data-dir")
+        for index, record in enumerate(found):
+            records.append((f"{array}, index {index}", record))
+        return records
+    for number, line in enumerate(lines.read_bytes().splitlines(), start=1):
+        place = f"{lines}, line {number}"
         try:
-            kept.append(check(json.loads(line.decode())))
-        except (ValueError, RecursionError) as error:
-            reason = "not JSON" if isinstance(error, (json.JSONDecodeError, UnicodeError, RecursionError)) else error
-            raise UserError(f"{path}, line {number_}: {reason}; repair the line or type --mode gendata") from None
-    return kept
+            records.append((place, json.loads(line.decode())))
+        except (ValueError, RecursionError):
+            raise UserError(f"{place}: not JSON; mend the line or choose another --data-dir") from None
+    return records
 
 
-def save_tensors(path, value):
-    """Write nested dictionaries and lists of tensors and plain values."""
-    content = io.BytesIO()  # torch.save(path) stores the file's name too; so the same model is always the same bytes
-    torch.save(value, content)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content.getvalue())
+def difference(found, wanted):
+    """Name the settings in which two dictionaries differ: "seed 1 (wanted 641), num_digits 2 (wanted 3)"."""
+    if not isinstance(found, dict):
+        return "unknown settings"
+    parts = []
+    for name in wanted:
+        if found.get(name) != wanted[name]:
+            parts.append(f"{name} {found.get(name)} (wanted {wanted[name]})")
+    return ", ".join(parts) or "other settings"
 
 
-def save_checkpoint(path, model, config):
-    """Write weights and configuration, as tensors on the CPU, loadable anywhere."""
+# ------------------------------------------------------------------------------------------------
+# Models on disk
+
+def config_of(args, script, model_seed, own_data):
+    """All that a model depends on: saved with it, and compared before it is used."""
+    config = vars(args) | {"script": script, "model_seed": model_seed, "own_data": own_data}
+    for name in ("mode", "questions", "model_seeds", "data_dir", "out_dir", "device", "threads"):
+        del config[name]
+    return config
+
+
+REFERENCE = Path(os.path.relpath(Path(__file__).resolve().parent)) / "out" / "reference"  # the committed results
+
+
+def save_model(path, model):
+    """Write the weights and model.config, as tensors on the CPU, loadable anywhere."""
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    save_tensors(path, {"config": config, "weights": weights, "torch": str(torch.__version__)})
+    with whole_file(path) as temporary:
+        with open(temporary, "wb") as file:  # given a path, torch.save would store its name too
+            torch.save({"config": model.config, "weights": weights}, file)
 
 
-def load_checkpoint(path, script, build):
-    """Return (model, config) as saved by `script`; build(config) makes the model that the weights go into.
+def load_model(path, script, build):
+    """Return a model as save_model wrote it for `script`; build(config) makes the model that the weights go into.
 
     Only tensors and plain values are ever unpickled. UserError if there is no such file or it is something else.
     """
@@ -169,50 +263,30 @@ def load_checkpoint(path, script, build):
         if checkpoint["config"]["script"] == script:
             model = build(checkpoint["config"])
             model.load_state_dict(checkpoint["weights"])
-            return model.eval(), checkpoint["config"]
+            return model.eval()
     except FileNotFoundError:
         raise UserError(f"there is no model at {path}; type python {script} --mode train") from None
     except PermissionError:
         raise
     except Exception:  # torch raises a dozen kinds for a file that is cut short, foreign or hostile
         pass
-    raise UserError(f"{path} is not a model of this version of {script}; type --mode train to make one")
+    raise UserError(f"{path} is not a model of this version of {script}; remove it and type the same command again")
 
 
-def difference(found, wanted):
-    """Name the settings in which two dictionaries differ: "seed 1 (wanted 641), num_digits 2 (wanted 3)"."""
-    if not isinstance(found, dict):
-        return "unknown settings"
-    names = [name for name in wanted if found.get(name) != wanted[name]]
-    return ", ".join(f"{name} {found.get(name)} (wanted {wanted[name]})" for name in names) or "other settings"
-
-
-def write_data(folder, records, settings):
-    """Write {name: records} as <name>.jsonl, and settings.json: all of it or, when the disk is full, nothing.
-
-    The files are complete before the first of them takes its place. Between the first and the last, settings.json says
-    "unfinished", so that ready_data knows of a run that was killed there.
-    """
-    with contextlib.ExitStack() as files:
-        for name, rows in records.items():
-            temporary = files.enter_context(whole_file(folder / f"{name}.jsonl"))
-            temporary.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
-        write_json(folder / "settings.json", "unfinished")
-    write_json(folder / "settings.json", settings)
-
-
-def ready_data(folder, wanted, generate):
-    """Call generate() if there are no data in the folder or only half-made ones.
-
-    UserError if they were made with other settings than those wanted, as settings.json tells.
-    """
-    settings = folder / "settings.json"
-    if read_json(settings) == "unfinished" if settings.exists() else not any(folder.glob("*.jsonl")):
-        generate()
-    found = read_json(settings)
-    if found != wanted:
-        raise UserError(f"{folder} was made with {difference(found, wanted)}; type --mode gendata with the flags you "
-                        f"want, pass the flags it was made with, or choose another --data-dir")
+def find_model(out_dir, names, config, build):
+    """Return the model of exactly this configuration: from out_dir, else from the reference results, else None."""
+    for top in (Path(out_dir), REFERENCE):
+        for name in names:
+            path = top / name
+            if not path.exists():
+                continue
+            model = load_model(path, config["script"], build)
+            if model.config == config:
+                log(f"model: {path}")
+                return model
+            if model.config["model_seed"] == config["model_seed"]:
+                log(f"model: {path} is not used: it has {difference(model.config, config)}")
+    return None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -230,19 +304,39 @@ def pick_device(name, threads):
     return torch.device(name)
 
 
-def parallel_map(function, items, label=None):
-    """Return [function(item) for item in items], one item per CPU thread at a time, with progress if labelled.
+def machine():
+    """What rounding depends on: two people whose numbers differ compare this first."""
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability()}
 
-    Many small tensors go faster this way than by spreading each operation over the threads.
+
+def parallel_map(function, items, label=None):
+    """Return [function(item) for item in items], one item per CPU core at a time, with progress if labelled.
+
+    Many small tensors go faster this way than by spreading each operation over several threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            results = pool.map(function, items)
-            return list(progress(results, label, len(items)) if label else results)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(progress(pool.map(function, items), label, len(items)))
     finally:
         torch.set_num_threads(threads)
+
+
+def progress(items, label, total):
+    """Yield each of the items, showing how far we are: live on a terminal, else a line every 10 s."""
+    live = sys.stderr.isatty()
+    start = shown = time.time()
+    for done, item in enumerate(items):
+        if label and time.time() - shown > (0.2 if live else 10):
+            shown = time.time()
+            left = (shown - start) * (total - done) / max(done, 1)
+            text = f"{label}: {100 * done // total}%, {left:.0f} s left"
+            print(f"\r{text}\033[K" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+        yield item
+    if live and label:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -251,7 +345,8 @@ def parallel_map(function, items, label=None):
 
 def batches(n, batch_size, seed):
     """Yield indices of training examples for ever: each epoch in a new order, less the last n % batch_size."""
-    generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, n)
+    generator = torch.Generator().manual_seed(seed)
+    batch_size = min(batch_size, n)
     while True:
         order = torch.randperm(n, generator=generator)
         yield from order[:n - n % batch_size].split(batch_size)
@@ -270,31 +365,49 @@ def adamw(model, lr, weight_decay):
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # in one pass; older ones only on GPUs
+    fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # one pass; older ones only on GPUs
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=fused)
 
 
-def save_unfinished(path, config, model, optimizer, progress):
-    """Keep all that a training needs to be taken up again; `progress` is whatever its loop counts and collects."""
-    save_tensors(path, {"config": config, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                        "random": torch.get_rng_state(), "progress": progress})
+class Best:
+    """The history of a training, and the weights that did best on the validation data."""
 
+    def __init__(self, model, steps):
+        self.model = model
+        self.steps = steps
+        self.losses = []  # of the training steps since the last validation
+        self.history = []
+        self.best = None
+        self.weights = None
+        self.start = time.time()
 
-def take_up(path, config, model, optimizer):
-    """Put model, optimizer and random numbers back to where save_unfinished was called; return its `progress`."""
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["config"] == config:
-            model.load_state_dict(kept["model"])
-            optimizer.load_state_dict(kept["optimizer"])
-            torch.set_rng_state(kept["random"])
-            return kept["progress"]
-        reason = f"was begun with {difference(kept['config'], config)}"
-    except FileNotFoundError:
-        raise UserError(f"there is no interrupted training at {path}; leave --resume out") from None
-    except Exception:  # a file that is cut short, or something else altogether
-        reason = "is not an interrupted training"
-    raise UserError(f"{path} {reason}; pass the flags it was begun with or leave --resume out to begin anew")
+    def record(self, step, lr, val_loss, val_accuracy, **more):
+        """Add a row to the history, log it, and keep the weights if they are the best so far.
+
+        Best is the highest accuracy; among equals, the lowest loss. UserError if a loss is not finite.
+        """
+        row = {"step": step, "train_loss": torch.stack(self.losses).mean().item(), "val_loss": val_loss,
+               "val_accuracy": val_accuracy, **more, "lr": lr, "seconds": round(time.time() - self.start, 2)}
+        if not math.isfinite(row["train_loss"] + val_loss):
+            raise UserError(f"the loss is no longer finite at step {step}; try a smaller --lr")
+        self.losses.clear()
+        self.history.append(row)
+        log(f"step {step:4d}/{self.steps} | train {row['train_loss']:.4f} | val {val_loss:.4f} | accuracy "
+            f"{100 * val_accuracy:5.1f}% | lr {lr:.1e} | {1000 * row['seconds'] / step:.1f} ms/step")
+        if self.best is None or (val_accuracy, -val_loss) > (self.best["val_accuracy"], -self.best["val_loss"]):
+            self.best = row
+            self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def restore(self):
+        """Put the best weights back into the model and return it, ready to be evaluated."""
+        self.model.load_state_dict(self.weights)
+        return self.model.eval()
+
+    def log_entries(self):
+        """The part of training_log.json that is the same for every model."""
+        return {"config": self.model.config, "n_params": n_parameters(self.model), "machine": machine(),
+                "history": self.history, "seconds": self.history[-1]["seconds"],
+                "best": {"step": self.best["step"], "val_accuracy": self.best["val_accuracy"]}}
 
 
 def mean_std(values):
@@ -305,42 +418,203 @@ def mean_std(values):
 
 
 # ------------------------------------------------------------------------------------------------
-# What the user sees: progress and log lines on standard error, results on standard output
+# Hooks: PyTorch calls a forward hook with the output of a module, and puts what the hook returns in its place
 
 
-def log(line):
-    print(line, file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def patching(changes):
+    """While the block runs, replace the output of each module by function(output): changes {module: function}."""
+    def hook_of(function):
+        return lambda module, inputs, output: function(output)
+
+    handles = [module.register_forward_hook(hook_of(function)) for module, function in changes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def progress(items, label, total=None):
-    """Yield each of the items, showing how far we are: live on a terminal, else a line every 10 s."""
-    total = total or len(items)
-    live, start, shown = sys.stderr.isatty(), time.time(), time.time()
-    for done, item in enumerate(items):
-        if time.time() - shown > (0.2 if live else 10):
-            shown = time.time()
-            left = (shown - start) * (total - done) / max(done, 1)
-            text = f"{label}: {100 * done // total}%, {left:.0f} s left"
-            print(f"\r{text}\033[K" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
-        yield item
-    if live:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def recording(modules):
+    """Yield a dictionary {module: its latest output} that fills while the block runs."""
+    seen = {}
+
+    def keep_of(module):
+        return lambda output: seen.update({module: output})  # returns None, which leaves the output as it is
+
+    with patching({module: keep_of(module) for module in modules}):
+        yield seen
 
 
-def pyplot():
-    """Return matplotlib.pyplot, drawing to files only, in the style of this project."""
+# ------------------------------------------------------------------------------------------------
+# Figures
+
+STYLE = {
+    "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "legend.frameon": False, "lines.linewidth": 2, "image.interpolation": "nearest",
+}
+
+
+@contextlib.contextmanager
+def figure(path, size, rows=1, columns=1, title=None, **options):
+    """Yield the axes of a new figure, an array (rows, columns), and write it to `path` when the block ends.
+
+    size is (width, height) in inches. The look is the same whatever backend or style the user has chosen.
+    """
+    if "matplotlib" not in sys.modules:
+        os.environ.pop("MPLBACKEND", None)  # a backend that is not installed would stop the import
     import matplotlib  # here, because it takes a second to import and most modes draw nothing
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    plt.rcParams.update({
-        "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True, "font.size": 11,
-        "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.alpha": 0.3, "legend.frameon": False, "lines.linewidth": 2,
-    })
-    return plt
+    from matplotlib.figure import Figure
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        drawing = Figure(figsize=size, layout="constrained")
+        drawing.suptitle(title, fontsize=13)
+        yield drawing.subplots(rows, columns, squeeze=False, **options)
+        with whole_file(path) as temporary:
+            drawing.savefig(temporary, format="png", dpi=150)
 
 
-def save_figure(figure, path):
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png")
-    pyplot().close(figure)
+def heatmap(axis, grid, rows, columns, limits=(0, 1), colours="Blues", label=None, texts=None):
+    """Draw a grid of numbers with named rows and columns; with `label`, a colour bar; with `texts`, words in the cells."""
+    image = axis.imshow(grid, vmin=limits[0], vmax=limits[1], cmap=colours, aspect="auto")
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.grid(False)
+    if label:
+        axis.figure.colorbar(image, ax=axis, label=label)
+    for i, row in enumerate(texts or []):
+        for j, text in enumerate(row):
+            dark = grid[i][j] > limits[0] + 0.6 * (limits[1] - limits[0])
+            axis.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+
+
+def curve(axis, x, values, label, **style):
+    """Draw the mean of values (seeds, points) over x, and their range as a band."""
+    values = torch.as_tensor(values, dtype=torch.double)
+    (line,) = axis.plot(x, values.mean(0), label=label, **style)
+    if len(values) > 1:
+        axis.fill_between(x, values.amin(0), values.amax(0), color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def bars(axis, names, groups):
+    """Draw grouped bars: groups {label: one value per name}."""
+    width = 0.8 / len(groups)
+    for k, (label, values) in enumerate(groups.items()):
+        places = [i + (k - (len(groups) - 1) / 2) * width for i in range(len(names))]
+        axis.bar(places, values, width, label=label, hatch=["", "//", ".."][k % 3], edgecolor="white")
+    axis.set_xticks(range(len(names)), names)
+    axis.legend()
+
+
+def training_curves(path, histories, titles, guess, chance, parts):
+    """Draw the loss, the accuracy and the accuracy of each part over the steps.
+
+    titles are those of the three panels, guess is the loss of guessing, chance the accuracy of it in percent,
+    parts {name: shares, one per row of the history}.
+    """
+    with figure(path, (12, 4), columns=3) as ((left, middle, right),):
+        steps = [row["step"] for row in histories]
+        left.plot(steps, [row["train_loss"] for row in histories], color="tab:gray", label="training")
+        left.plot(steps, [row["val_loss"] for row in histories], "--", color="tab:blue", label="validation")
+        left.axhline(guess, color="black", linewidth=1, linestyle=":", label=f"guessing, {guess:.2f}")
+        left.set(title=titles[0], ylabel="cross-entropy (nats)", yscale="log")
+        middle.plot(steps, [100 * row["val_accuracy"] for row in histories], marker=".", label="validation")
+        middle.axhline(chance, color="black", linewidth=1, linestyle=":", label="chance")
+        middle.set(title=titles[1], ylabel="validation accuracy (%)", ylim=(-3, 103))
+        for k, (name, shares) in enumerate(parts.items()):
+            right.plot(steps, [100 * share for share in shares], linestyle=["-", "--", "-.", ":"][k % 4], label=name)
+        right.set(title=titles[2], ylabel="validation accuracy (%)", ylim=(-3, 103))
+        for axis in (left, middle, right):
+            axis.set_xlabel("training step")
+            axis.legend(fontsize=9)
+
+
+# ------------------------------------------------------------------------------------------------
+# Flags and questions
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Add the default to the help of each flag that has one worth showing."""
+
+    def _get_help_string(self, action):
+        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        return action.help + (" (default: %(default)s)" if shown else "")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, except that a wrong flag is one sentence and that no flag may be shortened."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **settings)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: a finite `kind` (int or float) from low to high, both included."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high or value == math.inf:
+            bounds = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, found {text[:40]!r}")
+        return value
+    return parse
+
+
+def add_training_flags(parser, steps, batch_size, lr, warmup, weight_decay, eval_every):
+    """Declare the flags of a training, with these defaults."""
+    group = parser.add_argument_group("training")
+    # torch's generator takes 32 bits of a seed on some devices: larger seeds would repeat smaller ones
+    group.add_argument("--model-seed", type=number(int, 0, 2**32 - 1), default=1,
+                       help="decides the initial weights and the order of the batches")
+    group.add_argument("--model-seeds", type=number(int, 1, 1000), default=1, metavar="N",
+                       help="repeat for N model seeds, from --model-seed on")
+    group.add_argument("--steps", type=number(int, 1, 10**9), default=steps, help="training steps, one batch each")
+    group.add_argument("--batch-size", type=number(int, 1, 10**6), default=batch_size, help="examples per batch")
+    group.add_argument("--lr", type=number(float, 0), default=lr, help="highest learning rate")
+    group.add_argument("--warmup", type=number(int, 1, 10**9), default=warmup, help="steps until it is reached")
+    group.add_argument("--weight-decay", type=number(float, 0), default=weight_decay,
+                       help="of matrices; biases and scales have none")
+    group.add_argument("--eval-every", type=number(int, 1, 10**9), default=eval_every,
+                       help="steps between two validations")
+
+
+def add_machine_flags(parser):
+    """Declare where files are and what computes."""
+    group = parser.add_argument_group("files and machine")
+    group.add_argument("--data-dir", default="data", help="where the data are")
+    group.add_argument("--out-dir", default="out", help="where the results go")
+    group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto is cuda, else cpu")
+    group.add_argument("--threads", type=number(int, 1, 1024), default=1,
+                       help="CPU threads of a training step; scoring always uses all cores")
+
+
+def questions(words):
+    """Yield lists of questions: the words themselves, the lines of the one file they name, or after `-` of stdin."""
+    size = 512
+    if words == ["-"]:
+        if sys.stdin is None:
+            raise UserError("standard input is closed; type the questions after the command")
+        lines = sys.stdin.buffer
+        size = 1 if sys.stdin.isatty() else size  # at a terminal, answer each line at once
+    elif len(words) == 1 and os.path.isfile(words[0]):
+        lines = Path(words[0]).read_bytes().splitlines()
+    else:
+        yield words
+        return
+    chunk = []
+    for line in lines:
+        if line.strip():
+            chunk.append(line.decode(errors="replace").strip())
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,83 +1,88 @@
-"""Do positional encodings extrapolate?  Attention trained on short lists and asked about long ones.
+"""Do positional encodings extrapolate?  Attention trained on short lists and tested on long ones.
 
-A transformer encoder is shown a list of numbers and says whether it is sorted. It learns from 10,000 lists of 8 to 16
-numbers and is then asked about lists of 32, 64, 128 and 256. Data, training and network are always the same; what
-differs is how the model is told where a number stands. Six ways are written out below, a few lines each, among them
-the three that everybody compares: sinusoidal, learned, and none. (One of the others, ALiBi, differs in two things
-more, a causal mask as in its paper and slopes chosen for this task. It needs both, see the README's experiments.)
-Sinusoidal encodings are said to extrapolate. We measure it, on disorder that is easy to see and on a single pair of
-neighbours swapped.
+A transformer encoder reads a list of numbers and decides whether it is sorted. It learns from 10,000 lists of 8 to 16
+numbers and is tested on lists of 32, 64, 128 and 256. Six ways to tell the model where a number stands are written out
+below: sinusoidal, learned, none, and three more. Everybody says that sinusoidal encodings extrapolate and learned ones
+do not. We measure it with one thing changed at a time: the encoding, the mask, or the position where training lists
+start.
 
+    python positional_sorting.py "3 15 27 41 33"                 ask the trained model, two seconds
     python positional_sorting.py                                 data, four encodings, figures: about three minutes
     python positional_sorting.py --mode gendata                  write data/sorting/*.jsonl
     python positional_sorting.py --mode train --pe sinusoidal    train one encoding, about half a minute
-    python positional_sorting.py --mode extrapolate --pe all     all six on long lists, five trainings of each
-    python positional_sorting.py --mode analyze                  why: what the models attend to, under a minute
-    python positional_sorting.py --mode infer "3 15 27 41"       ask the trained model
+    python positional_sorting.py --mode extrapolate --causal     long lists, with a causal mask
+    python positional_sorting.py --mode analyze                  why: four experiments
     python positional_sorting.py --help                          all flags
 
-Read it from the top: the task and its data, the encodings, attention and the model, scoring, training, long lists, why;
-then the pictures, asking, the command line. Comments give the shape of each tensor: N lists in all or B in a batch, T
-numbers in each, C = d_model channels.
-It runs on torch >= 2.0.
+Read it from the top: the task and its data, the encodings, attention and the model, scoring, training, long lists, why,
+the command line. Comments give the shape of each tensor. B is the batch, or N the number of lists; T the numbers in a
+list; C = d_model channels, of which each head has d_head = C / n_head.
+
+Left out on purpose: dropout, a class token (we pool instead), and attention explained step by step, which is section 3
+of attention_addition.py. The code runs on torch >= 2.0.
 """
-import argparse
-import contextlib
-import hashlib
 import itertools
+import json
 import math
 import random
 import re
-import sys
-import time
 from pathlib import Path
+
+import common
+from common import UserError, log
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-import common
-from common import UserError, log
 
 # ------------------------------------------------------------------------------------------------
 # 1. The task and its data
 #
 #     {"sequence": [3, 15, 27], "is_sorted": 1, "length": 3, "kind": "sorted"}
 #
-# A list is sorted if no number is smaller than the one before it. What makes a list unsorted decides what is learned:
-# a model that has only seen shuffled lists can get by on a vague impression of order, and answers a list with two
-# neighbours swapped as if it were sorted. So there are five kinds of disorder, from the barely visible to the gross.
+# A list is sorted if no number is smaller than the one before it. Which unsorted lists are in the data decides what is
+# learned: a model that has only seen shuffled lists answers a list with two neighbours swapped as if it were sorted. So
+# there are five kinds of unsorted lists, from hard to easy.
 #
-# Nothing but the order may give the answer away. Each draw of numbers therefore yields two lists, the sorted one and
-# the same numbers in disorder. A model that sees only which numbers there are, and how many, is right on exactly one
-# of the two.
+# Only the order may tell the answer. So lists come in pairs, a sorted one and an unsorted one of the same numbers. A
+# model that sees which numbers there are, but not their order, is right on exactly one of the two.
 #
-# Of 256 numbers from 0 to 99, sorted, 97% of the neighbours are equal or one apart, of 8 numbers 12%. Half of the draws
-# take their numbers from a narrow window, so that short lists too have neighbours as close as long ones have.
+# In a sorted list of 256 numbers from 0 to 99, 97% of the neighbours are equal or one apart; in a list of 8 it is 12%.
+# So half of the lists take their numbers from a narrow window, where short lists have close neighbours too.
 
-N_NUMBERS, PAD = 100, 100  # numbers 0 to 99; token 100 fills up short lists
-KINDS = ("sorted", "adjacent_swap", "random_swap", "swaps", "shuffled", "reversed")
+N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
+PAD = 100        # fills up short lists
+KINDS = ("sorted", "adjacent_swap", "random_swap", "swaps", "shuffled", "reversed", "unsorted")  # the last: not stated
+UNSORTED = KINDS[1:6]
 SPLITS = ("train", "val", "test")
-LENGTHS = [*range(8, 17)]  # of the lists to learn from
-TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half have 16 numbers: in no others does the last position occur
+LENGTHS = list(range(8, 17))  # of training, validation and test lists
+TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half have 16 numbers: only they have a last position
+
+
+def is_sorted(numbers):
+    """1 if no number is smaller than the one before it, else 0."""
+    return int(all(a <= b for a, b in zip(numbers, numbers[1:])))
 
 
 def draw_sorted(rng, length, narrow):
     """Draw `length` numbers, not all equal, and sort them; with probability `narrow` from a window 2 to 99 wide."""
-    # int(n * rng.random()), not rng.randrange(n): Python promises for random() alone that its numbers never change.
-    width = int(2 * 50 ** rng.random()) if rng.random() < narrow else N_NUMBERS  # as often 2 or 3 as 20 to 39
-    low = int((N_NUMBERS + 1 - width) * rng.random())
-    numbers = sorted(low + int(width * rng.random()) for _ in range(length))
-    return numbers if numbers[0] < numbers[-1] else draw_sorted(rng, length, narrow)
+    # int(n * rng.random()), not rng.randrange(n): random() alone is promised to be the same in every Python.
+    while True:
+        width = int(2 * 50 ** rng.random()) if rng.random() < narrow else N_NUMBERS  # 2 to 3 as often as 20 to 39
+        low = int((N_NUMBERS + 1 - width) * rng.random())
+        numbers = sorted(low + int(width * rng.random()) for _ in range(length))
+        if numbers[0] < numbers[-1]:
+            return numbers
 
 
-def disorder(rng, numbers, kind):
-    """Return the sorted `numbers` in disorder of the given kind, with at least one number smaller than the one before.
+def unsort(rng, numbers, kind):
+    """Return sorted numbers in an unsorted order of the given kind.
 
     adjacent_swap: two unequal neighbours change places. random_swap: any two numbers do. swaps: any two do, a third as
     often as there are numbers, at least twice. shuffled: all orders are equally likely. reversed: from large to small.
     """
-    x, length = list(numbers), len(numbers)
+    x = list(numbers)
+    length = len(x)
     while is_sorted(x):  # two equal numbers may have changed places
         if kind == "adjacent_swap":
             rises = [i for i in range(length - 1) if x[i] < x[i + 1]]
@@ -85,7 +90,8 @@ def disorder(rng, numbers, kind):
             x[i], x[i + 1] = x[i + 1], x[i]
         elif kind in ("random_swap", "swaps"):
             for _ in range(1 if kind == "random_swap" else max(2, length // 3)):
-                i, j = int(length * rng.random()), int(length * rng.random())
+                i = int(length * rng.random())
+                j = int(length * rng.random())
                 x[i], x[j] = x[j], x[i]
         elif kind == "shuffled":
             x.sort(key=lambda _: rng.random())
@@ -94,14 +100,10 @@ def disorder(rng, numbers, kind):
     return x
 
 
-def is_sorted(numbers):
-    return int(all(a <= b for a, b in zip(numbers, numbers[1:])))
-
-
 def draw_records(rng, n, kinds, narrow, lengths, seen):
     """Draw n records, n / 2 pairs of a sorted and an unsorted list of the same numbers, the kinds in turn.
 
-    No two pairs consist of the same numbers: `seen` holds those drawn so far, in other splits too, and grows.
+    No two pairs have the same numbers: `seen` holds those drawn so far, in other files too, and grows.
     """
     records = []
     for kind in itertools.islice(itertools.cycle(kinds), n // 2):
@@ -109,191 +111,261 @@ def draw_records(rng, n, kinds, narrow, lengths, seen):
         while numbers is None or tuple(numbers) in seen:
             numbers = draw_sorted(rng, lengths[int(len(lengths) * rng.random())], narrow)
         seen.add(tuple(numbers))
-        for x, name in ((numbers, "sorted"), (disorder(rng, numbers, kind), kind)):
+        for x, name in ((numbers, "sorted"), (unsort(rng, numbers, kind), kind)):
             records.append({"sequence": x, "is_sorted": is_sorted(x), "length": len(x), "kind": name})
     return records
 
 
-SIZES = ("n_train", "n_val", "n_test", "n_long")
-
-
 def data_settings(args):
-    """What the data files depend on, kept beside them so that they are never taken for something else."""
-    return {name: getattr(args, name) for name in ("seed", *SIZES, "kinds", "narrow", "lengths")}
+    """What the data depend on; kept beside them."""
+    names = ("seed", "n_train", "n_val", "n_test", "n_long", "kinds", "narrow", "lengths")
+    return {name: getattr(args, name) for name in names}
 
 
 def generate_data(args):
-    """--mode gendata: write train, val and test.jsonl, extrapolation/<length>.jsonl and settings.json.
+    """--mode gendata: write train, val and test.jsonl and extrapolation/<length>.jsonl.
 
-    --kinds and --narrow concern the lists to learn from. Those that measure are always of all kinds in equal shares.
+    --kinds and --narrow change the training lists only. The lists that measure always have all kinds in equal shares.
     """
-    folder, seen, records = common.folder(args.data_dir, "sorting"), set(), {}
+    folder = Path(args.data_dir) / "sorting"
+    seen = set()
+    records = {}
     sets = [("test", args.n_test, LENGTHS), ("val", args.n_val, LENGTHS), ("train", args.n_train, TRAINING_LENGTHS)]
     sets += [(f"extrapolation/{length}", args.n_long, [length]) for length in args.lengths]
     for i, (name, n, lengths) in enumerate(sets):
-        # A generator for each file, so that the size of one hardly matters to the next (draws that occurred before are
-        # skipped). The test comes first: what it draws depends on nothing else.
+        # Each file has its own generator, so that the size of one does not change the others.
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
-        kinds, narrow = (args.kinds, args.narrow) if name == "train" else (KINDS[1:], 0.5)
+        kinds, narrow = (args.kinds, args.narrow) if name == "train" else (UNSORTED, 0.5)
         records[name] = draw_records(rng, n, kinds, narrow, lengths, seen)
     common.write_data(folder, records, data_settings(args))
-    log(f"data: wrote {args.n_train:,} train, {args.n_val:,} val and {args.n_test:,} test lists of {LENGTHS[0]} to "
-        f"{LENGTHS[-1]} numbers, {args.n_long:,} for each of the lengths {args.lengths}, to {folder}, seed {args.seed}")
+    log(f"data: wrote {args.n_train:,} train, {args.n_val:,} val and {args.n_test:,} test lists, and {args.n_long:,} of "
+        f"each length {', '.join(map(str, args.lengths))}, to {folder}, seed {args.seed}")
 
 
-def check_record(record):
-    """Return (numbers, index of the kind) of one line of a data file; ValueError if its label is not true."""
-    try:
-        numbers, kind = record["sequence"], KINDS.index(record["kind"])
-        if (all(type(x) is int and 0 <= x < N_NUMBERS for x in numbers) and record["length"] == len(numbers) > 0
-                and record["is_sorted"] == is_sorted(numbers) == (kind == 0)):
-            return numbers, kind
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise ValueError(f"expected a list of numbers from 0 to 99 and its right label, found {str(record)[:80]}")
-
-
-def load_data(args, names):
-    """Return {name: (lists (N, T), kinds (N,))} of the named files, making all data if there are none.
-
-    A kind is an index into KINDS, so a list is sorted exactly if its kind is 0. UserError if the files were made with
-    other settings than the flags ask for, or a label is not true.
-    """
-    folder, wanted = Path(args.data_dir) / "sorting", data_settings(args)
-    common.ready_data(folder, wanted, lambda: generate_data(args))
-    data = {}
-    for name in names:
-        records = common.read_jsonl(folder / f"{name}.jsonl", check_record)
-        size = wanted[f"n_{name}" if name in SPLITS else "n_long"]
-        if len(records) != size:
-            raise UserError(f"{folder / name}.jsonl has {len(records):,} lists, expected {size:,}; "
-                            f"type --mode gendata to make it anew")
-        lists, kinds = zip(*records)
-        data[name] = pad(lists), torch.tensor(kinds)
-    return data
+def read_list(record):
+    """Return (numbers, kind as an index into KINDS) of a record; ValueError names the key at fault."""
+    if not isinstance(record, dict):
+        raise ValueError("expected an object with the keys sequence and is_sorted")
+    numbers = record.get("sequence")
+    if not isinstance(numbers, list) or len(numbers) < 2 or not all(type(x) is int and 0 <= x <= 99 for x in numbers):
+        raise ValueError(f'"sequence": expected two or more whole numbers from 0 to 99, found {str(numbers)[:60]}')
+    truth = is_sorted(numbers)
+    kind = record.get("kind", "sorted" if truth else "unsorted")
+    expected = {"is_sorted": truth, "length": len(numbers), "kind": kind}
+    for key, value in expected.items():
+        if record.get(key, value if key != "is_sorted" else None) != value:
+            raise ValueError(f'"{key}": expected {value} for {str(numbers)[:60]}, found {record.get(key)}')
+    if kind not in KINDS or (kind == "sorted") != bool(truth):
+        raise ValueError(f'"kind": {str(kind)[:40]!r} does not fit {str(numbers)[:60]}')
+    return numbers, KINDS.index(kind)
 
 
 def pad(lists):
-    """Turn lists of different lengths into one tensor (N, T), short ones filled up with PAD at the end."""
-    longest = max(map(len, lists))
+    """Turn lists of different lengths into one tensor (N, T), with PAD after the end of short ones."""
+    longest = max(len(numbers) for numbers in lists)
     return torch.tensor([[*numbers] + (longest - len(numbers)) * [PAD] for numbers in lists])
 
 
-# ------------------------------------------------------------------------------------------------
-# 2. Six answers to the question where a number stands
-#
-# Attention gives each token a mean of the values v of all tokens, weighted by the softmax of the scores q k^T of its
-# query with their keys (section 3 writes it out). Nothing in that depends on where a token stands: permute the tokens,
-# and the outputs are permuted alike; pool them, and the order is gone. So without help, and without a mask that hides
-# some tokens from others, the model sees a bag of numbers, and is right half of the time.
-#
-#     none         no help
-#     sinusoidal   fixed waves                                                added to the tokens
-#     learned      a trained vector for each position                         added to the tokens
-#     randomized   sinusoidal, at positions drawn at random from a longer range     "
-#     rope         queries and keys are turned by angles that grow with the position
-#     alibi        scores are lowered by the distance between query and key, in every layer
+def load_data(args, names):
+    """Return {name: (lists (N, T), kinds (N,))} and, if the files are the user's own, a name for them (else None).
 
-NAMES = {"sinusoidal": "sinusoidal", "learned": "learned", "none": "no encoding", "rope": "RoPE", "alibi": "ALiBi",
-         "randomized": "randomized sinusoidal"}
+    Data that are not there are made. UserError if they were made with other settings, or a record is wrong.
+    """
+    folder = Path(args.data_dir) / "sorting"
+    if not any(folder.glob("*.json*")):
+        generate_data(args)
+    own = common.check_settings(folder, data_settings(args))
+    data = {}
+    for name in names:
+        lists = []
+        kinds = []
+        for place, record in common.read_records(folder / name):
+            try:
+                numbers, kind = read_list(record)
+            except ValueError as error:
+                raise UserError(f"{place}: {error}; mend it or choose another --data-dir") from None
+            lists.append(numbers)
+            kinds.append(kind)
+        if 0 not in kinds or max(kinds) == 0:
+            raise UserError(f"{folder / name}.jsonl must hold sorted and unsorted lists; add some of both")
+        data[name] = (pad(lists), torch.tensor(kinds))
+    return data, own
+
+
+# ------------------------------------------------------------------------------------------------
+# 2. Six positional encodings
+#
+# Attention gives each token a weighted mean of the values v of all tokens, with weights softmax(q k^T / sqrt(d_head)).
+# Nothing in this depends on the order: permute the tokens, and the outputs are permuted in the same way. Pool them, and
+# the order is gone. An encoding can enter at three points, one method each. To write your own, add a class here; it then
+# works in every mode and figure.
+
+
+class Encoding(nn.Module):
+    """No encoding, and the base of all others: each of them overrides one of three methods."""
+
+    name = "none"           # as typed after --pe
+    label = "no encoding"   # in figures
+    style = {"color": "black", "marker": "^", "linestyle": "-."}
+    absolute = False        # does it matter where a list starts? With relative encodings only distances do.
+    limited = False         # are there positions for --max-len numbers only?
+
+    def __init__(self, config):
+        super().__init__()
+
+    def embed(self, h, position, present):
+        """Change the embedded tokens h (B, T, C). position is (T,), or (B, T) with random starts; present (B, T)."""
+        return h
+
+    def turn(self, x, position):
+        """Change the queries or keys x (B, n_head, T, d_head)."""
+        return x
+
+    def bias(self, scores, position):
+        """Change the scores (B, n_head, T, T) of queries (rows) and keys (columns)."""
+        return scores
 
 
 def frequencies(width):
-    """Angles per position, in radians, for width / 2 pairs of channels: 1 and then less and less, towards 1/10,000."""
+    """Angles per position, in radians, for width / 2 pairs of channels: from 1 down towards 1/10,000."""
     return 10_000.0 ** (-torch.arange(0, width, 2) / width)  # (width/2,)
 
 
-def sinusoidal(position, d_model):
+def sinusoids(position, d_model):
     """Vaswani et al. 2017, section 3.5: sine and cosine of the position at d_model / 2 frequencies.
 
-    position (..., T) -> (..., T, C). The step from a position to one k further on is the same rotation everywhere, so
-    a dot product of two encodings depends on k alone. Nothing is trained, and there is a value for every position.
+    position (..., T) -> (..., T, C). The step from any position to the one k further on is the same rotation, so the
+    dot product of two encodings depends on k alone. Nothing is trained, and every position has a value.
     """
     angle = position[..., None] * frequencies(d_model).to(position.device)   # (..., T, C/2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)       # (..., T, C)
 
 
-def learned(position, table):
-    """A vector for each position, added to the tokens and trained with everything else.
+class Sinusoidal(Encoding):
+    """Fixed waves, added to the tokens."""
 
-    position (T,), table (max_len, C) -> (T, C). Rows that no training list reaches get no gradient: they stay as they
-    were drawn, if a little smaller from weight decay.
-    """
-    return table[position]
+    name = label = "sinusoidal"
+    style = {"color": "tab:blue", "marker": "o", "linestyle": "-"}
+    absolute = True
+
+    def embed(self, h, position, present):
+        return h + sinusoids(position, h.shape[-1])
 
 
-def random_positions(present, max_len, generator=None):
+class Learned(Encoding):
+    """A trained vector per position, added to the tokens. Rows that no training list reaches get no gradient."""
+
+    name = label = "learned"
+    style = {"color": "tab:orange", "marker": "s", "linestyle": "--"}
+    absolute = True
+    limited = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = nn.Parameter(torch.randn(config["max_len"], config["d_model"]) / math.sqrt(2))  # as large as waves
+
+    def embed(self, h, position, present):
+        return h + self.table[position]
+
+
+class Randomized(Encoding):
     """Randomized positions (Ruoss et al. 2023): not 0, 1, 2, ... but a random choice, in order, from a longer range.
 
-    present (B, T), True where there is a number -> positions (B, T) for sinusoidal(). Spread out like this, short lists
-    meet every position that a long list has. What the model can rely on is which of two is larger, not by how much.
+    Short lists then use all the positions that long lists have. The model can rely on which of two positions is larger,
+    not on their distance. A list of n numbers gets the first n of the positions drawn, sorted.
     """
-    chosen = torch.randperm(max_len, generator=generator)[:present.shape[1]].to(present.device)  # (T,), for all
-    # A list of n numbers gets the first n of them, in order. Padding gets max_len, the largest, and so stays last.
-    return chosen.masked_fill(~present, max_len).sort(dim=-1).values                             # (B, T)
+
+    name = "randomized"
+    label = "randomized sinusoidal"
+    style = {"color": "tab:red", "marker": "D", "linestyle": ":"}
+    limited = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.max_len = config["max_len"]
+
+    def embed(self, h, position, present):
+        generator = None if self.training else torch.Generator().manual_seed(0)  # new in each training step
+        chosen = torch.randperm(self.max_len, generator=generator)[:h.shape[1]].to(h.device)  # (T,)
+        position = chosen.masked_fill(~present, self.max_len).sort(dim=-1).values  # (B, T); padding stays last
+        return h + sinusoids(position, h.shape[-1])
 
 
-def rotate(x, position):
-    """RoPE (Su et al. 2021, section 3.2): turn each pair of channels of q or k, in proportion to the position.
+class Rope(Encoding):
+    """RoPE (Su et al. 2021, section 3.2): rotate each pair of channels of q and k, in proportion to the position.
 
-    x (B, n_head, T, d_head), position (T,). A dot product of two vectors turned alike does not change, so the score of
-    query i and key j depends on what they say and on i - j.
+    The dot product of two vectors that are rotated alike does not change, so a score depends on the distance i - j.
     """
-    angle = position[:, None] * frequencies(x.shape[-1]).to(position.device)  # (T, d_head/2)
-    a, b = x[..., 0::2], x[..., 1::2]                                         # (B, n_head, T, d_head/2)
-    turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()  # (B, n_head, T, d_head/2) each
-    return torch.stack(turned, dim=-1).flatten(-2)                            # (B, n_head, T, d_head)
+
+    name = "rope"
+    label = "RoPE"
+    style = {"color": "tab:purple", "marker": "v", "linestyle": "--"}
+
+    def turn(self, x, position):
+        angle = position[..., None] * frequencies(x.shape[-1]).to(x.device)   # (T, d_head/2), or (B, T, d_head/2)
+        angle = angle.unsqueeze(-3)                                           # the same for all heads
+        a = x[..., 0::2]                                                      # (B, n_head, T, d_head/2)
+        b = x[..., 1::2]
+        pairs = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
+        return torch.stack(pairs, dim=-1).flatten(-2)                         # (B, n_head, T, d_head)
 
 
-def alibi(position, n_head, slope):
+class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i and key j.
 
-    position (T,) -> (n_head, T, T). The slopes fall by the paper's factor 2^(-8/n_head) from head to head. The paper
-    starts with that factor itself, for language, where much that counts is far away; for two heads that is 1/16 and
-    1/256. What counts here is near, so we start at 4 and get 4 and 1/4. All else equal, a key one step further off has
-    1/55 of the weight with 4 (e^-4), so that head hardly looks beyond itself, and 78% with 1/4, so what the key says
-    can still decide. Section 7d shows that the second kind does the work.
+    The slopes fall from head to head by the paper's factor 2^(-8 / n_head). The paper starts with that factor, for
+    language, where much that matters is far away. Here the neighbours matter, so we start with --slope 4. With four heads
+    the slopes are 4, 1, 1/4 and 1/16: one step further multiplies a weight by e^-4 = 0.02, 0.37, 0.78 and 0.94.
     """
-    slopes = slope * 2.0 ** (-8 * torch.arange(n_head, device=position.device) / n_head)  # (n_head,)
-    distance = (position[:, None] - position).abs()                                       # (T, T)
-    return -slopes[:, None, None] * distance                                              # (n_head, T, T)
+
+    name = "alibi"
+    label = "ALiBi"
+    style = {"color": "tab:green", "marker": "*", "linestyle": "-"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.slopes = [config["slope"] * 2.0 ** (-8 * h / config["n_head"]) for h in range(config["n_head"])]
+
+    def bias(self, scores, position):
+        slopes = torch.tensor(self.slopes, device=scores.device)[:, None, None]  # (n_head, 1, 1)
+        distance = (position[..., :, None] - position[..., None, :]).abs()       # (T, T) or (B, T, T)
+        return scores - slopes * distance.unsqueeze(-3)
+
+
+def encodings():
+    """{name: class} of all encodings above."""
+    return {encoding.name: encoding for encoding in [Encoding, *Encoding.__subclasses__()]}
 
 
 # ------------------------------------------------------------------------------------------------
 # 3. Attention and the model
 #
-# Every number looks at all (or, with a causal mask, at itself and those before it), layer after layer, and then one
-# vector for the whole list is pooled from those of all numbers. Mean pooling would weigh one fault in 256 numbers 32
-# times less than one in 8. Taking the largest value of each channel does not: any vector that knows of a fault can say
-# so, however long the list.
+# Without a mask every number attends to all numbers. With a causal mask it attends to itself and to earlier ones. Then
+# one vector is pooled from all hidden states. Mean pooling would dilute one misplaced number among 256. Max pooling, the
+# largest value of each channel, does not: a single hidden state can decide, however long the list.
 
 
 class MultiHeadAttention(nn.Module):
-    """softmax(q k^T / sqrt(d_head) + bias) v in n_head groups of channels (Vaswani et al. 2017, section 3.2)."""
+    """softmax(q k^T / sqrt(d_head)) v in n_head groups of channels (Vaswani et al. 2017, section 3.2)."""
 
     def __init__(self, d_model, n_head):
         super().__init__()
         self.n_head = n_head
         self.query_key_value = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)
-        self.weights = nn.Identity()  # does nothing: a name for the attention weights, so that section 7 can read them
+        self.weights = nn.Identity()  # returns its input; a name by which section 7 records the attention weights
 
-    def forward(self, x, mask, bias=None, rope_position=None):
-        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may look.
-
-        bias (n_head, T, T) is added to the scores, rope_position (T,) is for rotate().
-        """
+    def forward(self, x, mask, encoding, position):
+        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may attend."""
         B, T, C = x.shape
         qkv = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                       # (B, n_head, T, d_head) each
-        if rope_position is not None:
-            q, k = rotate(q, rope_position), rotate(k, rope_position)
+        q = encoding.turn(q, position)
+        k = encoding.turn(k, position)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, n_head, T, T)
-        if bias is not None:
-            scores = scores + bias
+        scores = encoding.bias(scores, position)
         weights = self.weights(scores.masked_fill(~mask, -math.inf).softmax(dim=-1))
-        heads = (weights @ v).transpose(1, 2).reshape(B, T, C)     # (B, T, C), the heads side by side
-        return self.output(heads)
+        return self.output((weights @ v).transpose(1, 2).reshape(B, T, C))  # heads concatenated, then mixed
 
 
 class Block(nn.Module):
@@ -301,115 +373,140 @@ class Block(nn.Module):
 
     def __init__(self, d_model, n_head, d_ff):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
         self.attention = MultiHeadAttention(d_model, n_head)
         self.feed_forward = nn.Sequential(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Linear(d_ff, d_model))
 
-    def forward(self, x, mask, bias, rope_position):
-        x = x + self.attention(self.norm1(x), mask, bias, rope_position)
+    def forward(self, x, mask, encoding, position):
+        x = x + self.attention(self.norm1(x), mask, encoding, position)
         return x + self.feed_forward(self.norm2(x))  # (B, T, C)
 
 
 class SortednessEncoder(nn.Module):
-    """A transformer encoder from lists of numbers to one logit each: above 0 it says sorted."""
+    """A transformer encoder from lists of numbers to one logit each; above 0 means sorted. config holds the flags."""
 
-    def __init__(self, pe, causal, n_layer, n_head, d_model, d_ff, pool, max_len, slope):
+    def __init__(self, config):
         super().__init__()
-        self.pe, self.causal, self.pool, self.max_len, self.slope = pe, causal, pool, max_len, slope
+        self.config = config
+        d_model = config["d_model"]
         self.token_embedding = nn.Embedding(N_NUMBERS + 1, d_model)
-        self.blocks = nn.ModuleList(Block(d_model, n_head, d_ff) for _ in range(n_layer))
+        self.blocks = nn.ModuleList(Block(d_model, config["n_head"], config["d_ff"]) for _ in range(config["n_layer"]))
         self.norm = nn.LayerNorm(d_model)
         self.to_logit = nn.Linear(d_model, 1)
         nn.init.normal_(self.token_embedding.weight, std=0.1)  # small beside the encodings, whose mean square is 1/2
-        if pe == "learned":
-            self.position_table = nn.Parameter(torch.randn(max_len, d_model) / math.sqrt(2))  # as large as sinusoids
+        self.encoding = encodings()[config["pe"]](config)
 
-    def forward(self, x, position=None):
+    def forward(self, x, start=0, window=None):
         """x (B, T), PAD after the end of a list -> logits (B,).
 
-        The numbers stand at 0, 1, 2, ... unless `position` (T,) says otherwise, as it does in section 7b alone.
-        (randomized draws its own, none has no use for them.)
+        The numbers stand at positions start, start + 1, ...; start is a number, or (B, 1). With a window, a query attends
+        to the last `window` numbers only (section 7b).
         """
-        T, C = x.shape[1], self.token_embedding.embedding_dim
-        present = x != PAD                                                 # (B, T)
-        order = torch.arange(T, device=x.device)                           # (T,)
-        position = order if position is None else position
-        bias = rope_position = None
-        h = self.token_embedding(x)                                        # (B, T, C)
-        if self.pe == "sinusoidal":
-            h = h + sinusoidal(position, C)
-        elif self.pe == "learned":
-            h = h + learned(position, self.position_table)
-        elif self.pe == "randomized":  # anew in every training step; always the same choice afterwards
-            generator = None if self.training else torch.Generator().manual_seed(0)
-            h = h + sinusoidal(random_positions(present, self.max_len, generator), C)
-        elif self.pe == "rope":
-            rope_position = position
-        elif self.pe == "alibi":
-            bias = alibi(position, self.blocks[0].attention.n_head, self.slope)
-        mask = present[:, None, None, :]                                   # (B, 1, 1, T): nobody looks at padding
-        if self.causal:
-            mask = mask & (order <= order[:, None])                        # (B, 1, T, T): nor at what comes later
+        order = torch.arange(x.shape[1], device=x.device)                # (T,)
+        present = x != PAD                                               # (B, T)
+        position = start + order                                         # (T,) or (B, T)
+        mask = present[:, None, None, :]                                 # (B, 1, 1, T): no attention to padding,
+        if self.config["causal"]:
+            mask = mask & (order <= order[:, None])                      # (B, 1, T, T): nor to later numbers
+        if window:
+            mask = mask & (order > order[:, None] - window)
+        h = self.encoding.embed(self.token_embedding(x), position, present)  # (B, T, C)
         for block in self.blocks:
-            h = block(h, mask, bias, rope_position)
-        return self.read_out(self.norm(h), present)
+            h = block(h, mask, self.encoding, position)
+        return self.classify(self.norm(h), present)
 
-    def read_out(self, h, present):
-        """Pool the vectors of a list, h (B, T, C) where present (B, T), and turn them into its logit: (B,)."""
-        present = present[..., None]                                       # (B, T, 1)
-        if self.pool == "max":
-            h = h.masked_fill(~present, -math.inf).amax(dim=1)             # (B, C)
+    def classify(self, h, present):
+        """Pool the hidden states h (B, T, C) of the numbers present (B, T) and compute the logits (B,)."""
+        present = present[..., None]                                     # (B, T, 1)
+        if self.config["pool"] == "max":
+            pooled = h.masked_fill(~present, -math.inf).amax(dim=1)      # (B, C)
         else:
-            h = h.masked_fill(~present, 0).sum(dim=1) / present.sum(dim=1)
-        return self.to_logit(h).squeeze(-1)
+            pooled = h.masked_fill(~present, 0).sum(dim=1) / present.sum(dim=1)
+        return self.to_logit(pooled).squeeze(-1)
 
 
 # ------------------------------------------------------------------------------------------------
 # 4. Scoring
 #
-# A model that calls everything unsorted is right on 100% of the unsorted lists. So the lists of each kind are counted
-# by themselves: the share of them that is right is the recall of that kind. The balanced accuracy is the mean of two,
-# the recall of sorted lists and the mean recall of the kinds of disorder. Chance, and a model blind to order, is 50%.
+# A model that calls everything unsorted is right on all unsorted lists. So each kind of list is scored by itself: its
+# recall is the share of its lists that is right. The balanced accuracy is the mean of the recall of sorted lists and
+# the mean recall of the unsorted kinds. A constant answer, and a model that cannot see the order, get 50%.
 
 
 def rows_at_once(lists):
-    """How many lists (N, T) to ask at once: attention takes n_head x T x T numbers for each."""
+    """How many lists (N, T) to run at once: attention takes n_head x T x T numbers for each."""
     return max(1, min(512, 2**20 // lists.shape[1] ** 2))
 
 
-def logits_of(model, lists, label=None, position=None):
-    """The model's logits (N,) for the lists (N, T), in pieces, so that memory does not depend on how many they are."""
-    device, size = model.norm.weight.device, rows_at_once(lists)
-    position = None if position is None else position.to(device)
-    # Made first: many small results, left between large temporary tensors, would fragment the memory.
-    logits = torch.empty(len(lists), dtype=model.norm.weight.dtype)
+def logits_of(model, lists, start=0, window=None, label=None):
+    """The logits (N,) of lists (N, T), in chunks."""
+    @torch.inference_mode()  # holds for one thread, and parallel_map has several
+    def run(chunk):
+        return model(chunk.to(model.norm.weight.device), start, window).cpu()
 
-    @torch.inference_mode()  # here, since it holds for one thread only, and parallel_map has several
-    def ask(i):
-        logits[i:i + size] = model(lists[i:i + size].to(device), position).cpu()
-
-    common.parallel_map(ask, range(0, len(lists), size), label)
-    return logits
+    return torch.cat(common.parallel_map(run, lists.split(rows_at_once(lists)), label))
 
 
 def recalls(logits, kinds):
     """The share of right answers for each kind that occurs: {"sorted": 0.99, "adjacent_swap": 0.5, ...}."""
     right = (logits > 0) == (kinds == 0)
-    return {name: right[kinds == i].double().mean().item() for i, name in enumerate(KINDS) if (kinds == i).any()}
+    table = {}
+    for i, name in enumerate(KINDS):
+        if (kinds == i).any():
+            table[name] = right[kinds == i].double().mean().item()
+    return table
 
 
 def balanced_accuracy(recall):
-    """The mean of the recall of sorted lists and the mean recall of all kinds of disorder."""
-    disordered = [share for name, share in recall.items() if name != "sorted"]
-    return (recall["sorted"] + sum(disordered) / len(disordered)) / 2
+    """The mean of the recall of sorted lists and the mean recall of all unsorted kinds."""
+    unsorted = [share for name, share in recall.items() if name != "sorted"]
+    return (recall["sorted"] + sum(unsorted) / len(unsorted)) / 2
+
+
+def accuracy_of(model, data, start=0, window=None):
+    """Balanced accuracy on data (lists, kinds)."""
+    lists, kinds = data
+    return balanced_accuracy(recalls(logits_of(model, lists, start, window), kinds))
 
 
 # ------------------------------------------------------------------------------------------------
 # 5. Training
 #
-# A list stays sorted, or unsorted, if the same amount is added to all of its numbers. So we do that, by a random
-# amount, each time a list is shown. Without it the model learns by heart which pairs of numbers it has seen in order,
-# and misses single swaps of others.
+# Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a random
+# amount each time a list is used. Otherwise the model memorises which pairs of numbers it has seen in order.
+
+SCRIPT = "positional_sorting.py"
+ALL_STARTS = "0-240"  # with 16 numbers, a list that starts at 240 ends at position 255
+
+
+def config_of(args, pe, model_seed, own_data, random_start=None):
+    """All that a model depends on: saved with it, and compared before it is used."""
+    config = common.config_of(args, SCRIPT, model_seed, own_data)
+    for name in ("lengths", "n_long"):
+        del config[name]
+    return config | {"pe": pe, "random_start": random_start if encodings()[pe].absolute else None}
+
+
+def setting_of(config):
+    """The name of an encoding with its mask and its starts, as its folder is called: "learned-causal-random-start"."""
+    name = config["pe"]
+    if config["causal"]:
+        name += "-causal"
+    if config["random_start"]:
+        name += "-random-start"
+        if config["random_start"] != ALL_STARTS:
+            name += "-" + config["random_start"]
+    return name
+
+
+def starts_of(ranges):
+    """The positions where training lists may start: "0-84,140-240" -> (starts,)."""
+    starts = []
+    for text in (ranges or "0-0").split(","):
+        low, high = text.split("-")
+        starts += range(int(low), int(high) + 1)
+    return torch.tensor(starts)
 
 
 def shift(lists, generator):
@@ -417,887 +514,637 @@ def shift(lists, generator):
     present = lists != PAD                                                        # (B, T)
     smallest = lists.amin(dim=1, keepdim=True)                                    # (B, 1); PAD is larger than any
     room = N_NUMBERS - (lists.masked_fill(~present, 0).amax(dim=1, keepdim=True) - smallest)
-    start = (torch.rand(len(lists), 1, generator=generator) * room).long()        # where the smallest will be
-    return torch.where(present, lists - smallest + start, PAD)
+    low = (torch.rand(len(lists), 1, generator=generator) * room).long()          # the new smallest number
+    return torch.where(present, lists - smallest + low, PAD)
 
 
 def learning_rate(step, config):
-    """Up in a straight line during the warm-up, and down in another one, to nearly zero at the last step."""
-    return config.lr * min((step + 1) / config.warmup, (config.steps - step) / config.steps)
+    """The share of --lr: up in a straight line during the warm-up, and down in another one, to nearly 0."""
+    return min((step + 1) / config["warmup"], (config["steps"] - step) / config["steps"])
 
 
-# The command line's flags (section 10), by what depends on them.
-SCRIPT = "positional_sorting.py"
-MODEL_FLAGS = ("pe", "causal", "n_layer", "n_head", "d_model", "d_ff", "pool", "max_len", "slope")
-DATA_FLAGS = ("seed", "n_train", "n_val", "n_test", "kinds", "narrow")
-TRAIN_FLAGS = ("model_seed", "steps", "batch_size", "lr", "warmup", "weight_decay", "shift", "eval_every")
-CONFIG_FLAGS = {*MODEL_FLAGS, *DATA_FLAGS, *TRAIN_FLAGS}
+def validate(model, data):
+    """Loss, balanced accuracy and recalls on data (lists, kinds)."""
+    lists, kinds = data
+    model.eval()
+    logits = logits_of(model, lists)
+    model.train()
+    recall = recalls(logits, kinds)
+    loss = F.binary_cross_entropy_with_logits(logits, (kinds == 0).float())
+    return {"val_loss": loss.item(), "val_accuracy": balanced_accuracy(recall), "val_recall": recall}
 
 
-def config_of(args, pe, model_seed):
-    """What a model depends on: saved with it, and compared before it is used. Only ALiBi is causal unless told."""
-    config = {"script": SCRIPT} | {name: value for name, value in vars(args).items() if name in CONFIG_FLAGS}
-    causal = pe == "alibi" if args.causal is None else args.causal
-    return config | {"pe": pe, "causal": causal, "model_seed": model_seed}
+def fit(config, data, device):
+    """Train a model; return it with its best weights, and its history (a Best).
 
-
-def build_model(config):
-    """Return an untrained model of a configuration, which must hold a value for every flag; KeyError if not."""
-    config = {name: config[name] for name in CONFIG_FLAGS}
-    return SortednessEncoder(**{name: config[name] for name in MODEL_FLAGS})
-
-
-def describe(config):
-    """The name of a curve: the encoding, and whether it is causal."""
-    return NAMES[config["pe"]] + (", causal" if config["causal"] else "")
-
-
-def fit(config, data, device, unfinished=None, resume=False):
-    """Train one model; return it with its best weights, the history of the training and the best row of it.
-
-    The best weights are those that do best on the validation lists, which are as short as those to learn from: no long
-    list has a say. At each validation the state of the training goes to the file `unfinished`, from where `resume`
-    takes it up.
+    The best weights are chosen on the validation lists, which are as short as the training lists: no long list has a say.
     """
-    torch.manual_seed(config.model_seed)
-    model = build_model(vars(config)).to(device)
-    log(f"train: {describe(vars(config))}, model seed {config.model_seed}, {common.n_parameters(model):,} parameters, "
-        f"{len(data['train'][0]):,} lists, {config.steps:,} steps on {device}; the loss of guessing is ln 2 = "
-        f"{math.log(2):.2f}")
-    lists, target = data["train"][0], (data["train"][1] == 0).float()  # (N, T), (N,)
-    val_lists, val_kinds = data["val"]
-    optimizer = common.adamw(model, config.lr, config.weight_decay)
-    shifts = torch.Generator().manual_seed(config.model_seed)
-    done, history, best, best_weights, losses = 0, [], None, None, []
-    if resume:
-        done, history, best, best_weights = common.take_up(unfinished, vars(config), model, optimizer)
-    start = time.time() - (history[-1]["seconds"] if history else 0)
-    for step, batch in zip(range(config.steps), common.batches(len(lists), config.batch_size, config.model_seed)):
-        x = shift(lists[batch], shifts) if config.shift else lists[batch]          # (B, T)
-        if step < done:  # taken up again: the same draws, but not the same work
-            continue
-        logits = model(x.to(device))                                               # (B,)
+    torch.manual_seed(config["model_seed"])
+    model = SortednessEncoder(config).to(device)
+    lists, kinds = data["train"]
+    log(f"train: {setting_of(config)}, model seed {config['model_seed']}, {common.n_parameters(model):,} parameters, "
+        f"{len(lists):,} lists, {config['steps']:,} steps on {device}; the loss of guessing is ln 2 = {math.log(2):.2f}")
+    target = (kinds == 0).float()  # (N,)
+    starts = starts_of(config["random_start"])
+    shifts = torch.Generator().manual_seed(config["model_seed"])
+    chance = torch.Generator().manual_seed(config["model_seed"])
+    batches = common.batches(len(lists), config["batch_size"], config["model_seed"])
+    optimizer = common.adamw(model, config["lr"], config["weight_decay"])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, config))
+    best = common.Best(model, config["steps"])
+    for step in range(1, config["steps"] + 1):
+        batch = next(batches)                                                      # (B,)
+        x = shift(lists[batch], shifts).to(device)                                 # (B, T)
+        start = starts[torch.randint(len(starts), (len(batch), 1), generator=chance)].to(device)  # (B, 1)
+        logits = model(x, start if len(starts) > 1 else 0)                         # (B,)
         loss = F.binary_cross_entropy_with_logits(logits, target[batch].to(device))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one unlucky batch must not throw the weights far
-        lr = learning_rate(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one unusual batch must not move the weights far
         optimizer.step()
-        losses.append(loss.detach())
-
-        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            logits = logits_of(model.eval(), val_lists)
-            model.train()
-            recall = recalls(logits, val_kinds)
-            row = {"step": step + 1, "train_loss": torch.stack(losses).mean().item(),
-                   "val_loss": F.binary_cross_entropy_with_logits(logits, (val_kinds == 0).float()).item(),
-                   "val_accuracy": balanced_accuracy(recall), "val_recall": recall,
-                   "lr": lr, "seconds": round(time.time() - start, 2)}
-            history.append(row)
-            losses.clear()
-            if not math.isfinite(row["train_loss"]):
-                raise UserError(f"the loss is no longer finite at step {step + 1}; try a smaller --lr")
-            if best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
-                best, best_weights = row, {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            log(f"step {row['step']:4d}/{config.steps} | train {row['train_loss']:.4f} | val {row['val_loss']:.4f}"
-                f" | accuracy {100 * row['val_accuracy']:5.1f}% | sorted {100 * recall['sorted']:5.1f}%"
-                f" | lr {row['lr']:.1e} | {1000 * row['seconds'] / row['step']:.0f} ms/step")
-            if unfinished:
-                progress = (step + 1, history, best, best_weights)
-                common.save_unfinished(unfinished, vars(config), model, optimizer, progress)
-    model.load_state_dict(best_weights)
-    return model.eval(), history, best
+        best.losses.append(loss.detach())
+        if step % config["eval_every"] == 0 or step == config["steps"]:
+            best.record(step, optimizer.param_groups[0]["lr"], **validate(model, data["val"]))
+        schedule.step()
+    return best.restore(), best
 
 
-def train(args, pe, data):
-    """--mode train: fit a model with the encoding, save it, test it, draw its learning curves."""
-    out, config = common.folder(args.out_dir, "sorting", pe), config_of(args, pe, args.model_seed)
-    unfinished = out / "unfinished.pth"
-    resume = args.resume and unfinished.exists()
-    model, history, best = fit(argparse.Namespace(**config), data, args.device, unfinished, resume)
-    common.save_checkpoint(out / "best_model.pth", model, config)
+def train(args, config, data):
+    """--mode train: fit a model, save it, test it, draw its training curves. Returns the model."""
+    name = setting_of(config)
+    out = common.folder(args.out_dir, "sorting", name)
+    first = config["model_seed"] == args.model_seed
+    model, best = fit(config, data, args.device)
+    common.save_model(out / "best_model.pth" if first else out / "seeds" / f"{config['model_seed']}.pth", model)
     recall = recalls(logits_of(model, data["test"][0]), data["test"][1])
     accuracy = balanced_accuracy(recall)
-    training_log = {"config": config, "n_params": common.n_parameters(model), "history": history,
-                    "best": {"step": best["step"], "val_accuracy": best["val_accuracy"]},
-                    "test": {"accuracy": accuracy, "n": len(data["test"][0]), "recall": recall},
-                    "seconds": history[-1]["seconds"]}
-    common.write_json(out / "training_log.json", training_log)
-    plot_training(training_log, out / "training_curves.png")
-    unfinished.unlink(missing_ok=True)
-    print(f"{describe(config)}: test accuracy {100 * accuracy:.2f}% on lists of {LENGTHS[0]} to {LENGTHS[-1]} ("
-          + ", ".join(f"{name} {100 * share:.1f}" for name, share in recall.items()) + ")", flush=True)
+    print(f"{name}, model seed {config['model_seed']}: {100 * accuracy:.2f}% right on test lists of 8 to 16 numbers ("
+          + ", ".join(f"{kind} {100 * share:.1f}" for kind, share in recall.items()) + ")", flush=True)
+    if first:
+        training_log = best.log_entries()
+        training_log["test"] = {"n": len(data["test"][0]), "accuracy": accuracy, "recall": recall}
+        common.write_json(out / "training_log.json", training_log)
+        by_kind = {kind: [row["val_recall"][kind] for row in best.history] for kind in recall}
+        titles = ("Loss", f"{name}: {100 * accuracy:.1f}% right on the test lists", "Each kind of list")
+        common.training_curves(out / "training_curves.png", best.history, titles, math.log(2), 50, by_kind)
+    return model
+
+
+def obtain_model(args, config, data):
+    """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
+    name = setting_of(config)
+    names = [f"sorting/{name}/best_model.pth", f"sorting/{name}/seeds/{config['model_seed']}.pth"]
+    model = common.find_model(args.out_dir, names, config, SortednessEncoder)
+    if model is None:
+        log(f"model: none of {name} with these settings and model seed {config['model_seed']}, training one")
+        model = train(args, config, data)
+    return model.to(args.device)
+
+
+def load(path):
+    """Return the model in a file that --mode train has written, ready for `solve` and `attention_of`.
+
+    >>> model = load(common.REFERENCE / "sorting" / "alibi-causal" / "best_model.pth")
+    >>> solve(model, [[3, 15, 27, 41, 55, 61, 70, 88], [3, 15, 27, 41, 55, 61, 88, 70]])
+    [True, False]
+    >>> attention_of(model, torch.tensor([[3, 15, 27, 41, 55, 61, 88, 70]]))["L0.H1"].shape  # (N, T, T)
+    torch.Size([1, 8, 8])
+    """
+    return common.load_model(path, SCRIPT, SortednessEncoder)
+
+
+def solve(model, lists):
+    """Whether the model calls each of the lists sorted."""
+    return (logits_of(model, pad(lists)) > 0).tolist()
 
 
 # ------------------------------------------------------------------------------------------------
 # 6. Long lists
 #
-# Now the question. Models of several seeds, which have seen nothing longer than 16, are asked about long lists.
+# One thing changes at a time. Every encoding is trained in three settings: without a mask, with a causal mask, and with a
+# causal mask and random starts (SHAPE, Kiyono et al. 2021): each training list starts at a random position, so that all
+# positions up to 255 occur in training although no list is longer than 16. Random starts change nothing for encodings
+# without absolute positions, so those are not trained again.
 
 
-def score_lengths(args, model, data, label):
-    """Return {"test": {"accuracy": balanced, "recall": {kind: share}}, "16": ..., ...}: as trained, then longer."""
+def test_lengths(args, model, data):
+    """Balanced accuracy and recalls as trained ("8-16") and at each length."""
     table = {}
-    for name in ["test", *args.lengths]:
-        lists, kinds = data[name if name == "test" else f"extrapolation/{name}"]
-        recall = recalls(logits_of(model, lists, f"{label}, length {name}"), kinds)
-        table[str(name)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
-    log(f"{label}: " + ", ".join(f"{100 * row['accuracy']:.1f}% at {name}" for name, row in table.items()))
+    for length in ["8-16", *args.lengths]:
+        lists, kinds = data["test" if length == "8-16" else f"extrapolation/{length}"]
+        recall = recalls(logits_of(model, lists, label=f"length {length}"), kinds)
+        table[str(length)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
     return table
 
 
 def summarize(tables):
-    """Mean and spread over seeds of what score_lengths returns for each."""
+    """Mean, spread and single values over seeds of what test_lengths returns for each."""
     summary = {}
     for length, row in tables[0].items():
-        by_kind = {kind: common.mean_std([table[length]["recall"][kind] for table in tables]) for kind in row["recall"]}
-        accuracy = common.mean_std([table[length]["accuracy"] for table in tables])
-        summary[length] = {"accuracy": accuracy["mean"], "std": accuracy["std"], "per_seed": accuracy["per_seed"],
-                           "by_kind": {kind: value["mean"] for kind, value in by_kind.items()},
-                           "by_kind_per_seed": {kind: value["per_seed"] for kind, value in by_kind.items()}}
+        summary[length] = common.mean_std([table[length]["accuracy"] for table in tables])
+        summary[length]["recall"] = {}
+        for kind in row["recall"]:
+            summary[length]["recall"][kind] = common.mean_std([table[length]["recall"][kind] for table in tables])
     return summary
 
 
-# Models on disk: which are there, which must be trained. Nothing about encodings in here.
+def settings_text(causal, random_start):
+    """The name of a setting in figures."""
+    text = "causal mask" if causal else "no mask"
+    return text + ", random starts" if random_start else text
 
 
-def check_length(pe, max_len, length):
-    """UserError if a model has no positions for a list of this length."""
-    if pe in ("learned", "randomized") and length > max_len:
-        raise UserError(f"--pe {pe} has positions for {max_len} numbers, a list has {length}; leave that encoding out "
-                        f"or train it with --max-len {length}")
+def extrapolate(args, data, own_data):
+    """--mode extrapolate: test every encoding and model seed on lists of every length; train the models that are missing.
 
-
-def find_model(args, pe, seed):
-    """Return (path, model) of this encoding and model seed if it is on disk, else None. UserError if other settings."""
-    folder, wanted = Path(args.out_dir) / "sorting" / pe, config_of(args, pe, seed)
-    for path in (folder / "best_model.pth", folder / "seeds" / f"{seed}.pth"):
-        if path.exists():
-            model, config = common.load_checkpoint(path, SCRIPT, build_model)
-            if config == wanted:
-                return path, model.to(args.device)
-            if config | {"model_seed": seed} != wanted or path.parent.name == "seeds":
-                raise UserError(f"{path} was trained with {common.difference(config, wanted)}; pass the flags it was "
-                                f"trained with, choose another --out-dir, or remove {folder}")
-    return None
-
-
-def is_finished(args, pe):
-    """Whether --mode train has left a model and nothing to resume. UserError if it was trained with other settings."""
-    folder = Path(args.out_dir) / "sorting" / pe
-    return (folder / "best_model.pth").exists() and not (folder / "unfinished.pth").exists() and bool(
-        find_model(args, pe, args.model_seed))
-
-
-def obtain_model(args, pe, seed, data):
-    """Return (path, model) of this encoding and model seed, trained now if it is not on disk."""
-    if (found := find_model(args, pe, seed)) is None:
-        log(f"no model of {pe} with model seed {seed}, training one")
-        if seed == args.model_seed and not (Path(args.out_dir) / "sorting" / pe / "best_model.pth").exists():
-            train(args, pe, data)
-        else:
-            config = config_of(args, pe, seed)
-            model, _, _ = fit(argparse.Namespace(**config), data, args.device)
-            common.save_checkpoint(Path(args.out_dir) / "sorting" / pe / "seeds" / f"{seed}.pth", model, config)
-        found = find_model(args, pe, seed)
-    return found
-
-
-def complete(args, pe, seeds):
-    """Whether the models of all seeds are there, made with the settings of the flags, and have positions enough."""
-    try:
-        check_length(pe, args.max_len, max(args.lengths))
-        return all(find_model(args, pe, seed) for seed in seeds)
-    except UserError:
-        return False
-
-
-def choose_seeds(args):
-    """--model-seeds of them, from --model-seed on; if not given, five to extrapolate, else one, or all on disk."""
-    n = args.model_seeds
-    if n is None:
-        n = 5 if args.mode == "extrapolate" else 1
-        while all(complete(args, pe, [args.model_seed + n]) for pe in args.pe):
-            n += 1
-    return [*range(args.model_seed, args.model_seed + n)]
-
-
-def extrapolate(args):
-    """--mode extrapolate: every encoding and model seed on lists of every length, training the models that are missing.
-
-    What is there is not made again: models, and the scores of a model whose file is still the same. Encodings that were
-    not asked for are shown too if all their models are there.
+    A run adds or replaces its own entries in extrapolation_results.json and leaves the others.
     """
+    out = common.folder(args.out_dir, "sorting", "extrapolation")
+    path = out / "extrapolation_results.json"
+    results = common.read_json(path, {})
     for pe in args.pe:
-        check_length(pe, args.max_len, max(args.lengths))
-    out, seeds = common.folder(args.out_dir, "sorting", "extrapolation"), choose_seeds(args)
-    data = load_data(args, [*SPLITS, *(f"extrapolation/{length}" for length in args.lengths)])
-    path, settings = out / "extrapolation_results.json", {"lengths": args.lengths, "seeds": seeds,
-                                                          "data": data_settings(args)}
-    old = common.read_json(path) if path.exists() else {}
-    scores = old.get("scores", {}) if isinstance(old, dict) and old.get("data") == settings["data"] else {}
-    labels, in_range, results, used = {}, {}, {}, set()
-    for pe in NAMES:
-        if pe not in args.pe and not complete(args, pe, seeds):
-            continue
         tables = []
+        seeds = list(range(args.model_seed, args.model_seed + args.model_seeds))
         for seed in seeds:
-            file, model = obtain_model(args, pe, seed, data)
-            fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
-            if fingerprint not in scores:
-                scores[fingerprint] = score_lengths(args, model, data, f"{pe}, model seed {seed}")
-            used.add(fingerprint)
-            tables.append(scores[fingerprint])
-        labels[pe], results[pe] = describe(config_of(args, pe, args.model_seed)), summarize(tables)
-        in_range[pe] = results[pe].pop("test")
-        found = settings | {"labels": labels, "in_range": in_range, "results": results}
-        common.write_json(path, found | {"scores": scores})
-    scores = {fingerprint: scores[fingerprint] for fingerprint in scores if fingerprint in used}
-    common.write_json(path, found | {"scores": scores})
-    plot_extrapolation(found, out / "extrapolation_curves.png")
-    plot_kinds(found, out / "extrapolation_by_kind.png")
-    print_extrapolation(found)
+            config = config_of(args, pe, seed, own_data, args.random_start)
+            tables.append(test_lengths(args, obtain_model(args, config, data), data))
+        results[setting_of(config)] = {
+            "pe": pe, "causal": args.causal, "random_start": config["random_start"], "seeds": seeds,
+            "data": data_settings(args), "lengths": summarize(tables)}
+        common.write_json(path, results)
+        print(f"{setting_of(config):<32}" + ", ".join(
+            f"{length}: {100 * row['mean']:.1f} +- {100 * row['std']:.1f}%"
+            for length, row in results[setting_of(config)]["lengths"].items()), flush=True)
+    show_extrapolation(results, args, out)
+    if args.lengths:
+        show_kinds(results, args, out)
 
 
-def print_extrapolation(found):
-    """Print the accuracy at every length, and the worst of all kinds and seeds."""
-    print(f"balanced accuracy (%), mean +- standard deviation over model seeds {found['seeds']}, on lists as "
-          f"trained on and longer ones; and the lowest recall of any kind, seed and length")
-    lengths = [f"{LENGTHS[0]}-{LENGTHS[-1]}", *found["lengths"]]
-    print(" " * 22 + "".join(f"{length:>15}" for length in lengths) + f"{'lowest':>10}")
-    for pe, rows in found["results"].items():
-        rows = [found["in_range"][pe], *rows.values()]
-        cells = [f"{100 * row['accuracy']:6.2f} +- {100 * row['std']:4.2f}" for row in rows]
-        lowest = min(min(values) for row in rows for values in row["by_kind_per_seed"].values())
-        print(f"{found['labels'][pe]:<22}" + "".join(f"{cell:>15}" for cell in cells) + f"{100 * lowest:10.1f}")
+def show_extrapolation(results, args, out):
+    """Draw the accuracy against the length, a panel per setting and a line per encoding."""
+    panels = {}
+    for causal, random_start in ((False, None), (True, None), (True, ALL_STARTS)):
+        lines = {}
+        for entry in results.values():
+            encoding = encodings().get(entry["pe"])
+            # Random starts change nothing without absolute positions: the third panel repeats the second.
+            fits = entry["random_start"] == (random_start if encoding and encoding.absolute else None)
+            if encoding and entry["causal"] == causal and fits and entry["data"] == data_settings(args):
+                lines[encoding] = entry
+        if any(entry["random_start"] == random_start for entry in lines.values()):
+            panels[settings_text(causal, random_start)] = lines
+    with common.figure(out / "extrapolation_curves.png", (1 + 4.4 * max(2, len(panels)), 4.8), columns=max(1, len(panels)),
+                       sharey=True, title="Is the list sorted? Trained on 8 to 16 numbers (grey), tested on up to "
+                       f"{args.lengths[-1]}") as (axes,):
+        for axis, (title, lines) in zip(axes, panels.items()):
+            axis.axvspan(LENGTHS[0], LENGTHS[-1], color="0.88", zorder=0)
+            axis.axhline(50, color="black", linewidth=1, linestyle=":")
+            for encoding, entry in lines.items():
+                values = [entry["lengths"][str(length)]["per_seed"] for length in args.lengths]
+                common.curve(axis, args.lengths, 100 * torch.tensor(values).T, encoding.label, **encoding.style)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(args.lengths, args.lengths)
+            axis.minorticks_off()
+            axis.set(title=title, xlabel="numbers in the list", ylim=(44, 103))
+        axes[0].set_ylabel("balanced accuracy (%), chance is 50")
+        axes[0].legend(fontsize=9, title="mean and range\nover model seeds", title_fontsize=9, loc="center right")
+
+
+def show_kinds(results, args, out):
+    """Draw the recall of every kind at the greatest length."""
+    length = str(args.lengths[-1])
+    rows = [name for name, entry in results.items() if entry["data"] == data_settings(args)]
+    grid = []
+    for name in rows:
+        recall = results[name]["lengths"][length]["recall"]
+        grid.append([100 * recall[kind]["mean"] for kind in KINDS if kind in recall])
+    kinds = [kind.replace("_", " ") for kind in KINDS if kind in recall]
+    texts = [[f"{value:.0f}" for value in row] for row in grid]
+    with common.figure(out / "extrapolation_by_kind.png", (9, 1.4 + 0.33 * len(rows))) as ((axis,),):
+        common.heatmap(axis, grid, rows, kinds, (0, 100), label="recall (%)", texts=texts)
+        axis.set(title=f"Lists of {length} numbers: the share of each kind that is right")
 
 
 # ------------------------------------------------------------------------------------------------
 # 7. Why
 #
-# Stories about encodings are hypotheses. After a check of the tables (7a) here are three, with what would refute them.
+# Each experiment has a hypothesis, a measurement that could refute it, and a verdict. Models differ in their encoding
+# only, all have the causal mask.
 
 
-def models_on_disk(args, seeds):
-    """{encoding: [model of each seed]} of the encodings whose models are all there."""
-    return {pe: [find_model(args, pe, seed)[1] for seed in seeds] for pe in NAMES if complete(args, pe, seeds)}
+def models_of(args, data, own_data, pe, causal=True, random_start=None):
+    """The models of an encoding in a setting, one per model seed."""
+    models = []
+    for seed in range(args.model_seed, args.model_seed + args.model_seeds):
+        config = config_of(args, pe, seed, own_data, random_start) | {"causal": causal}
+        models.append(obtain_model(args, config, data))
+    return models
 
 
-def accuracy_of(model, lists, kinds, position=None):
-    """Balanced accuracy, the numbers standing where `position` (T,) tells."""
-    return balanced_accuracy(recalls(logits_of(model, lists, position=position), kinds))
-
-
-@contextlib.contextmanager
-def recording(*modules):
-    """Yield a list for each module, to which every forward pass adds its output (by PyTorch's forward hooks)."""
-    def keep_in(outputs):
-        return lambda module, inputs, output: outputs.append(output)
-
-    seen = [[] for _ in modules]
-    handles = [module.register_forward_hook(keep_in(outputs)) for module, outputs in zip(modules, seen)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def head_names(model):
-    """The first head of the first layer is L0.H0."""
-    return [f"L{i}.H{h}" for i, block in enumerate(model.blocks) for h in range(block.attention.n_head)]
-
-
-@torch.inference_mode()
-def attention_of(model, lists):
-    """The attention weights of all heads, in the order of head_names: lists (B, T) -> (B, all heads, T, T)."""
-    with recording(*(block.attention.weights for block in model.blocks)) as layers:
-        model(lists.to(next(model.parameters()).device))
-    return torch.cat([w.cpu() for (w,) in layers], dim=1)
-
-
-# 7a. What training left in the tables
+# 7a. What does training leave in the table of a learned encoding?
 #
-# A learned vector is as good as the examples that needed it. Rows beyond the longest list were never used and have no
-# gradient, so they must still be what they were drawn as, times what weight decay takes from every weight, and can tell
-# nothing of order. The check: a row from 16 on points exactly where it did at the start.
+# Hypothesis: rows beyond position 15 get no gradient. They stay as they were drawn, but for weight decay, and tell nothing.
+# Refuted if training changes the direction of such a row.
 
 
-def table_change(args, model, seed):
-    """How far training turned the rows of the learned table: cosine of trained and initial row, (max_len,)."""
-    torch.manual_seed(seed)  # as fit() does, so the same rows are drawn again
-    drawn = build_model(config_of(args, "learned", seed)).position_table
-    return F.cosine_similarity(model.position_table.detach().cpu(), drawn.detach(), dim=1)
+def show_table(model, path):
+    """Draw the learned table, the similarity of its rows, and how far training turned each; return the cosines."""
+    table = model.encoding.table.detach().cpu()
+    torch.manual_seed(model.config["model_seed"])  # as in fit(), so the same rows are drawn again
+    drawn = SortednessEncoder(model.config).encoding.table.detach()
+    cosine = F.cosine_similarity(table, drawn, dim=1)  # (max_len,)
+    shown = 3 * LENGTHS[-1]
+    rows = F.normalize(table[:shown], dim=1)
+    ticks = range(0, shown, 8)
+    with common.figure(path, (14, 4.4), columns=3, title="The learned encoding: training changes the rows of positions "
+                       "0 to 15 only") as ((left, middle, right),):
+        for axis, grid, colours, limit, label in ((left, table[:shown], "RdBu", 2, "value"),
+                                                  (middle, rows @ rows.T, "RdBu", 1, "cosine")):
+            image = axis.imshow(grid, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+            axis.figure.colorbar(image, ax=axis, label=label)
+            axis.axhline(LENGTHS[-1] - 0.5, color="black")
+            axis.set(ylabel="position", yticks=ticks)
+            axis.grid(False)
+        left.set(title="The table", xlabel="channel")
+        middle.set(title="Similarity of its rows", xlabel="position", xticks=ticks)
+        right.plot(range(shown), cosine[:shown], "o-", markersize=4, linewidth=1)
+        right.axvspan(-0.5, LENGTHS[-1] - 0.5, color="0.88", zorder=0, label="positions in training")
+        right.set(title="How far training turned each row", xlabel="position", ylabel="cosine of trained and initial row")
+        right.legend()
+    return cosine.tolist()
 
 
-# 7b. Unseen positions or unseen length?
+# 7b. Is it the unseen positions, or the unseen length?
 #
-# A list of 256 is new in three ways: it has positions above 15, distances above 15, and more keys for each query. Lists
-# of 16 that start at position 16, 32, ... are new in the first way only: if they are answered as well as those that
-# start at 0, unseen positions do no harm. (RoPE and ALiBi know distances only: for them nothing may change, a check.)
-# Long lists with all positions squeezed into 0 to 15 (position interpolation, Chen et al. 2023) have neither new
-# positions nor new distances: if they are answered badly, length itself does harm. (Not quite a clean cut: the steps
-# between neighbours shrink too, to nothing in a learned table, and with them ALiBi's distances.)
+# A list of 256 has two things that no training list has: late positions, and queries with many keys at great distances.
+# The two can be told apart. Lists of 16 that start at position 240 have late positions only. Lists of 256 in which each
+# number attends to the last 16 only (a window) have short attention but late positions.
+# Hypothesis: absolute encodings fail at late positions, whatever the length. Refuted if short lists that start late are
+# right. Hypothesis: relative encodings fail at unseen distances. Refuted if the window does not help them.
 
-OFFSETS = (0, 16, 32, 64, 128, 240)
-
-
-def positions_or_length(models, data, lengths):
-    """Balanced accuracy of lists of 16 by where they start, and of long lists with squeezed positions, per seed."""
-    lists, kinds = data["extrapolation/16"]
-    found = {"n": {"offset": len(lists), "squeezed": min(400, len(lists))}, "offset": {}, "squeezed": {}}
-    for pe in ("sinusoidal", "learned", "rope", "alibi"):
-        for model in models.get(pe, []):
-            for offset in OFFSETS:
-                if pe == "learned" and offset + lists.shape[1] > model.max_len:
-                    continue
-                accuracy = accuracy_of(model, lists, kinds, torch.arange(lists.shape[1]) + offset)
-                found["offset"].setdefault(pe, {}).setdefault(str(offset), []).append(accuracy)
-            for length in lengths:
-                position = torch.linspace(0, LENGTHS[-1] - 1, length)
-                position = position.round().long() if pe == "learned" else position  # a table has no row 3.5
-                few, their_kinds = (x[:400] for x in data[f"extrapolation/{length}"])
-                accuracy = accuracy_of(model, few, their_kinds, position)
-                found["squeezed"].setdefault(pe, {}).setdefault(str(length), []).append(accuracy)
-    return found
+STARTS = (0, 16, 32, 64, 128, 240)
+WINDOW = LENGTHS[-1]
 
 
-# 7c. Attention that thins out
-#
-# Hypothesis: a softmax over more keys spreads, and a head that finds the neighbour among 16 keys loses it among 256.
-# Refuted, for an encoding, if the weight on the neighbour stays what it was. We follow the head with the most weight on
-# one neighbour at length 16. That its weight falls does not yet prove that this is what breaks the answers.
-
-
-def attention_by_length(model, data, lengths):
-    """{length: {head: entropy of its attention (nats), and mean weight on self and neighbours}}, over 100 lists."""
-    table = {}
-    for length in lengths:
-        lists, total = data[f"extrapolation/{length}"][0][:100], 0
-        for chunk in lists.split(rows_at_once(lists)):
-            w = attention_of(model, chunk).double()                                       # (B, all heads, T, T)
-            left, itself, right = (w.diagonal(offset, dim1=2, dim2=3) for offset in (-1, 0, 1))
-            entropy = -torch.special.xlogy(w, w).sum(-1)                                  # (B, all heads, T)
-            total += torch.stack([x.mean(-1).sum(0) for x in (entropy, left, itself, right)], dim=1)
-        rows = (total / len(lists)).tolist()                                              # (all heads, 4)
-        table[str(length)] = {head: dict(zip(("entropy", "left", "self", "right"), row))
-                              for head, row in zip(head_names(model), rows)}
+def measure_positions(models, data, longest):
+    """Balanced accuracy per seed: lists of 16 by start, and lists of `longest` with and without the window."""
+    table = {"start": {}, "full": [], "window": []}
+    for model in models:
+        for start in STARTS:
+            table["start"].setdefault(str(start), []).append(accuracy_of(model, data["extrapolation/16"], start))
+        table["full"].append(accuracy_of(model, data[f"extrapolation/{longest}"]))
+        table["window"].append(accuracy_of(model, data[f"extrapolation/{longest}"], window=WINDOW))
     return table
 
 
-def sharpest(rows):
-    """The head, and its side ("left" or "right"), with most weight on one neighbour, of the rows of one length."""
-    return max(itertools.product(rows, ("left", "right")), key=lambda place: rows[place[0]][place[1]])
+def show_positions(found, longest, path):
+    """Draw both halves of the experiment, a line or a group of bars per encoding."""
+    with common.figure(path, (13, 5), columns=2) as ((left, right),):
+        for name, table in found.items():
+            encoding = encodings()[name.split("-")[0]]
+            style = encoding.style | ({"linestyle": ":"} if "random-start" in name else {})
+            values = 100 * torch.tensor([table["start"][str(start)] for start in STARTS]).T
+            common.curve(left, range(len(STARTS)), values, name, **style)
+        left.axhline(50, color="black", linewidth=1, linestyle=":")
+        left.set_xticks(range(len(STARTS)), STARTS)
+        left.set(title="Late positions: lists of 16 numbers that start later", xlabel="position of the first number",
+                 ylabel="balanced accuracy (%)", ylim=(44, 103))
+        left.legend(fontsize=9, title="mean and range over model seeds", title_fontsize=9)
+        bars = {}
+        for key, label in (("full", "attention to all earlier numbers"), ("window", f"to the last {WINDOW} only")):
+            bars[label] = [100 * sum(table[key]) / len(table[key]) for table in found.values()]
+        common.bars(right, [name.replace("-", "\n", 1) for name in found], bars)
+        right.tick_params(axis="x", rotation=30)
+        right.set(title=f"Great distances: lists of {longest} numbers", ylabel="balanced accuracy (%)", ylim=(44, 113))
+    for name, table in found.items():
+        means = [sum(values) / len(values) for values in (table["start"]["240"], table["full"], table["window"])]
+        print(f"{name}: lists of 16 that start at 240 {100 * means[0]:.1f}%, lists of {longest} {100 * means[1]:.1f}%, "
+              f"with a window {100 * means[2]:.1f}%")
 
 
-# 7d. What the encoding that works has learned
+# 7c. Why do sinusoidal encodings generalise better than learned ones, if both see late positions in training?
 #
-# Hypothesis (for ALiBi): a head looks back from a number only if the one before it is larger, and at the number itself
-# otherwise; a vector that has found a larger one raises a flag; the max pool asks whether any flag is up. So take a
-# list with two neighbours swapped, and the same list sorted. The first part is refuted if no head looks back from the
-# second of the two, and at itself in the sorted list. The rest is tested by activation patching: refuted if the vector
-# of that number, put among those of the sorted list, does not turn the answer, or if all the others do without it.
+# Hypothesis: what a sinusoid learns at some positions holds at others, for all positions share the same few waves. What a
+# table learns holds in its row only. So we train with random starts that avoid a band of positions, and test lists of 16
+# that start before, inside and after it. Refuted if the learned table does not notice the band, or the sinusoid does.
+# The harder question: do sinusoids carry on where no training position follows?
+
+BANDS = {"0-84,140-240": "no training list touches positions 100 to 139",
+         "0-105": "no training list goes beyond position 120"}
+BAND_STARTS = (0, 40, 80, 104, 112, 120, 124, 140, 160, 200, 240)
 
 
-def swapped_pairs(lists, kinds):
-    """Of list pairs (N, T) those with two neighbours swapped: sorted and swapped (M, T), place of the second (M,)."""
+def show_bands(found, path):
+    """Draw the accuracy by start, a panel per band: found {band: {encoding: (seeds, starts)}}."""
+    with common.figure(path, (13, 4.6), columns=2, sharey=True) as (axes,):
+        for axis, (band, title) in zip(axes, BANDS.items()):
+            axis.axvspan(100 if "," in band else 121, 139 if "," in band else 255, color="0.88", zorder=0)
+            axis.axhline(50, color="black", linewidth=1, linestyle=":")
+            for pe, values in found[band].items():
+                common.curve(axis, BAND_STARTS, 100 * torch.tensor(values), encodings()[pe].label, **encodings()[pe].style)
+            axis.set(title=f"In grey: {title}", xlabel="position of the first of 16 numbers", ylim=(40, 103))
+        axes[0].set_ylabel("balanced accuracy (%)")
+        axes[0].legend(title="mean and range over model seeds", title_fontsize=9, fontsize=9)
+    for band, rows in found.items():
+        for pe, values in rows.items():
+            mean = 100 * torch.tensor(values).mean(0)
+            print(f"{pe}, {BANDS[band]}: " + ", ".join(f"{mean[i]:.0f}% at {x}" for i, x in enumerate(BAND_STARTS)))
+
+
+# 7d. What has the encoding that works learned?
+#
+# Without a mask ALiBi cannot work: its bias depends on |i - j|, so a list and its mirror image get the same hidden states
+# in mirrored order, and after pooling the same answer. Sorted and reversed lists are mirror images.
+#
+# Hypothesis, with the causal mask: some head attends to the number before if that one is larger, else to the number
+# itself; the hidden state of a number that follows a larger one then says "unsorted", and max pooling finds it. Take
+# lists with two neighbours swapped, and the same lists sorted. Refuted if no head attends back at the second of the two
+# swapped numbers; and, by activation patching, if its hidden state does not make the sorted list unsorted.
+
+
+def inspect_swaps(model, data):
+    """The experiment on lists (N, T) of one length, in pairs: attention at the swapped number, and patching."""
+    lists, kinds = data
     swapped = kinds[1::2] == KINDS.index("adjacent_swap")
-    clean, corrupt = lists[0::2][swapped], lists[1::2][swapped]
-    return clean, corrupt, (corrupt.diff(dim=1) < 0).int().argmax(dim=1) + 1
+    device = model.norm.weight.device
+    clean = lists[0::2][swapped][:200].to(device)       # (M, T), sorted
+    corrupted = lists[1::2][swapped][:200].to(device)   # (M, T), two neighbours swapped
+    M, T = clean.shape
+    second = (corrupted.diff(dim=1) < 0).int().argmax(dim=1) + 1  # (M,), the second of the two swapped numbers
+    each = torch.arange(M, device=device)
+    states = {}
+    attention = {}
+    labels = {}
+    for name, x in (("sorted", clean), ("swapped", corrupted)):
+        with torch.inference_mode(), common.recording([model.norm, model.blocks[0].attention.weights]) as seen:
+            labels[name] = model(x) > 0
+        states[name] = seen[model.norm]                                           # (M, T, C)
+        weights = seen[model.blocks[0].attention.weights][each, :, second]        # (M, n_head, T)
+        attention[name] = {"before": weights[each, :, second - 1].mean(0).tolist(),
+                           "itself": weights[each, :, second].mean(0).tolist()}
+    right = labels["sorted"] & ~labels["swapped"]                                 # (M,), only these can be turned
+    here = F.one_hot(second, T).bool()[..., None]                                 # (M, T, 1)
+    patched = {}
+    for name, chosen in (("only that number", here), ("all others", ~here)):
+        mixed = torch.where(chosen, states["swapped"], states["sorted"])          # (M, T, C)
+        unsorted = model.classify(mixed, torch.ones_like(here[..., 0])) <= 0
+        patched[name] = (unsorted & right).sum().item() / max(1, int(right.sum()))
+    return {"n": int(right.sum()), "attention": attention, "called_unsorted": patched}
 
 
-def looks_back(model, lists, kinds):
-    """How the second of two swapped numbers looks back, and how its place does in the sorted list.
-
-    Returns {"sorted" or "swapped": {head: {"before": mean weight on the number before, "itself": on itself}}}.
-    """
-    *both, place = swapped_pairs(lists, kinds)
-    table, size = {}, rows_at_once(lists)
-    for name, x in zip(("sorted", "swapped"), both):
-        weights = []
-        for chunk, here in zip(x.split(size), place.split(size)):
-            w, row = attention_of(model, chunk), torch.arange(len(chunk))                # (B, all heads, T, T), (B,)
-            weights.append(torch.stack([w[row, :, here, here - 1], w[row, :, here, here]], dim=-1))
-        mean = torch.cat(weights).double().mean(0).tolist()                              # (all heads, 2)
-        table[name] = {head: dict(zip(("before", "itself"), pair)) for head, pair in zip(head_names(model), mean)}
-    return table
-
-
-@torch.inference_mode()
-def patch_states(model, lists, kinds):
-    """Mix the vectors before pooling of a sorted list and of the same list with two neighbours swapped.
-
-    lists (N, T), in pairs. Returns the share called unsorted for the vector of the second swapped number alone and for
-    all others without it; and the number of pairs, only those that the model gets right.
-    """
-    clean, corrupt, place = swapped_pairs(lists, kinds)
-    clean, corrupt, place = (x.to(next(model.parameters()).device) for x in (clean, corrupt, place))
-    with recording(model.norm) as (states,):
-        says = [torch.cat([model(chunk) for chunk in x.split(rows_at_once(x))]) > 0 for x in (clean, corrupt)]
-    states = torch.cat(states).view(2, *clean.shape, -1)                           # (2, M, T, C)
-    right = says[0] & ~says[1]
-    clean_states, corrupt_states = states[:, right]
-    second = F.one_hot(place, clean.shape[1]).bool()[right][..., None]             # (M, T, 1)
-    share = {}
-    for name, where in (("alone", second), ("all others", ~second)):
-        mixed = torch.where(where, corrupt_states, clean_states)                   # (M, T, C)
-        logits = model.read_out(mixed, torch.ones_like(mixed[..., 0], dtype=torch.bool))
-        share[name] = (logits.cpu() <= 0).double().mean().item() if right.any() else None
-    return share | {"n": int(right.sum())}
-
-
-# If the answer is made of comparisons of neighbours, each of the 10,000 pairs has to be compared rightly. So ask about
-# all of them, in lists whose only step is from a to b.
-
-
-def pair_table(model):
-    """Ask about four times a, then four times b, for all a and b: the logits (100, 100), and how many are wrong."""
+def wrong_pairs(model):
+    """Ask about the lists a a a a b b b b for all a and b: the logits (100, 100), and how many are wrong."""
     a, b = torch.cartesian_prod(torch.arange(N_NUMBERS), torch.arange(N_NUMBERS)).T
-    lists = torch.cat([a[:, None].expand(-1, 4), b[:, None].expand(-1, 4)], dim=1)
+    lists = torch.cat([a[:, None].expand(-1, 4), b[:, None].expand(-1, 4)], dim=1)  # (10,000, 8)
     logits = logits_of(model, lists)
     return logits.view(N_NUMBERS, N_NUMBERS), int(((logits > 0) != (a <= b)).sum())
 
 
-def analyze(args):
-    """--mode analyze: the measurements of 7a to 7d, over all model seeds that are there (of one at least)."""
-    for pe in args.pe:
-        check_length(pe, args.max_len, max(args.lengths))
-    out, seeds = common.folder(args.out_dir, "sorting", "analysis"), choose_seeds(args)
-    data = load_data(args, [*SPLITS, *(f"extrapolation/{length}" for length in args.lengths)])
-    for pe in args.pe:
-        for seed in seeds:
-            obtain_model(args, pe, seed, data)
-    models = models_on_disk(args, seeds)
-    labels = {pe: describe(config_of(args, pe, args.model_seed)) for pe in models}
-    found = {"seeds": seeds, "lengths": args.lengths}
-    if "learned" in models:
-        changes = [table_change(args, model, seed) for model, seed in zip(models["learned"], seeds)]
-        found["learned_table"] = {"cosine_with_initial_row": [change.tolist() for change in changes]}
-        plot_tables(models["learned"][0], changes[0],
-                    common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png")
-    plot_sinusoids(args.d_model, out / "sinusoidal_table.png")
-    if 16 in args.lengths:
-        found["positions_or_length"] = positions_or_length(models, data, args.lengths)
-        plot_positions(found["positions_or_length"], labels, out / "positions_or_length.png")
-    found["attention"] = {pe: [attention_by_length(model, data, args.lengths) for model in of_seeds]
-                          for pe, of_seeds in models.items()}
-    plot_attention(found["attention"], labels, args.lengths, out / "attention_by_length.png")
-    if "alibi" in models:
-        some = {str(length): [x[:2000] for x in data[f"extrapolation/{length}"]] for length in args.lengths}
-        patched = {length: [patch_states(model, *some[length]) for model in models["alibi"]] for length in some}
-        looks = {length: [looks_back(model, *some[length]) for model in models["alibi"]] for length in some}
-        pairs = [pair_table(model) for model in models["alibi"]]
-        found["algorithm"] = {"looks_back": looks, "patched": patched, "wrong_pairs": [wrong for _, wrong in pairs]}
-        plot_algorithm(models["alibi"][0], *pairs[0], patched, out / "algorithm.png")
+def attention_of(model, lists):
+    """The attention weights of every head on lists (N, T): {"L0.H0": (N, T, T), ...}."""
+    modules = [block.attention.weights for block in model.blocks]
+    with torch.inference_mode(), common.recording(modules) as seen:
+        model(lists.to(model.norm.weight.device))
+    weights = {}
+    for i, module in enumerate(modules):
+        for h in range(seen[module].shape[1]):
+            weights[f"L{i}.H{h}"] = seen[module][:, h].cpu()
+    return weights
+
+
+def show_algorithm(model, found, path):
+    """Draw the heads of the first layer on a list with one swap, the answers for all pairs, and the patching."""
+    numbers = [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
+    weights = {head: w[0] for head, w in attention_of(model, torch.tensor([numbers])).items() if head.startswith("L0")}
+    pairs, wrong = wrong_pairs(model)
+    n = len(weights)
+    with common.figure(path, (3.3 * (n + 2), 3.6), columns=n + 2,
+                       title="ALiBi with a causal mask, on a list in which 58 and 52 are swapped") as (axes,):
+        for axis, (head, grid), slope in zip(axes, weights.items(), model.encoding.slopes):
+            common.heatmap(axis, grid, numbers, numbers)
+            axis.set(title=f"{head}, slope {slope:g}", xlabel="key", ylabel="query")
+        image = axes[n].imshow(pairs.sigmoid(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
+        axes[n].set(title=f"a a a a b b b b:\n{wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
+        axes[n].figure.colorbar(image, ax=axes[n], label="probability of sorted")
+        bars = {}
+        for length, rows in found.items():
+            shares = [row["called_unsorted"] for row in rows]
+            bars[f"lists of {length}"] = [100 * sum(x[key] for x in shares) / len(shares) for key in shares[0]]
+        common.bars(axes[n + 1], [key.replace(" ", "\n") for key in shares[0]], bars)
+        axes[n + 1].set(title="Hidden states of a swapped\nlist patched into the sorted one", ylim=(0, 150),
+                        ylabel="now called unsorted (%)")
+
+
+def analyze(args, data, own_data):
+    """--mode analyze: the experiments 7a to 7d, over the model seeds that the flags name."""
+    out = common.folder(args.out_dir, "sorting", "analysis")
+    longest = args.lengths[-1]
+    found = {"seeds": list(range(args.model_seed, args.model_seed + args.model_seeds))}
+    learned = models_of(args, data, own_data, "learned", causal=False)
+    path = common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png"
+    found["table"] = show_table(learned[0], path)
+    print(f"learned table: cosine of trained and initial row at least {min(found['table'][16:]):.4f} from position 16 on, "
+          f"at most {max(found['table'][:16]):.4f} before")
+    positions = {}
+    for pe, encoding in encodings().items():
+        for random_start in (None, ALL_STARTS) if encoding.absolute else (None,):
+            models = models_of(args, data, own_data, pe, random_start=random_start)
+            positions[setting_of(models[0].config)] = measure_positions(models, data, longest)
+    found["positions"] = positions
+    show_positions(positions, longest, out / "positions.png")
+    found["bands"] = {}
+    for band in BANDS:
+        found["bands"][band] = {}
+        for pe in ("sinusoidal", "learned"):
+            models = models_of(args, data, own_data, pe, random_start=band)
+            found["bands"][band][pe] = [[accuracy_of(model, data["extrapolation/16"], start) for start in BAND_STARTS]
+                                        for model in models]
+    show_bands(found["bands"], out / "bands.png")
+    alibi = models_of(args, data, own_data, "alibi")
+    swaps = {}
+    for length in args.lengths:
+        swaps[str(length)] = [inspect_swaps(model, data[f"extrapolation/{length}"]) for model in alibi]
+    found["swaps"] = swaps
+    found["wrong_pairs"] = [wrong_pairs(model)[1] for model in alibi]
+    show_algorithm(alibi[0], swaps, out / "algorithm.png")
+    for row in swaps[str(longest)]:
+        before = row["attention"]["swapped"]["before"]
+        head = before.index(max(before))
+        print(f"ALiBi, lists of {longest}: L0.H{head} attends from the second swapped number to the one before with "
+              f"{before[head]:.2f}, in the sorted list with {row['attention']['sorted']['before'][head]:.2f}; patched, "
+              f"that hidden state alone turns {100 * row['called_unsorted']['only that number']:.1f}%")
+    print(f"ALiBi: wrong of {N_NUMBERS ** 2:,} lists a a a a b b b b: {found['wrong_pairs']}")
     common.write_json(out / "analysis.json", found)
-    print_analysis(found)
-
-
-def print_analysis(found):
-    """Print the findings, means over the model seeds, a line each."""
-    def mean(values):
-        return sum(values) / len(values)
-
-    first, last = str(found["lengths"][0]), str(found["lengths"][-1])
-    if "learned_table" in found:
-        cosines = torch.tensor(found["learned_table"]["cosine_with_initial_row"])  # (seeds, max_len)
-        print(f"learned table: cosine of trained and initial row at least {cosines[:, LENGTHS[-1]:].amin():.4f} for "
-              f"untrained rows, at most {cosines[:, :LENGTHS[-1]].amax():.4f} for trained ones")
-    if "positions_or_length" in found:
-        for key, name, title in (("offset", "16", "lists of 16 that start at position 16"),
-                                 ("squeezed", last, f"lists of {last} with positions squeezed into 0 to 15")):
-            print(f"{title}: " + ", ".join(f"{pe} {100 * mean(rows[name]):.1f}%"
-                                           for pe, rows in found["positions_or_length"][key].items()))
-    for pe, tables in found["attention"].items():
-        places = [sharpest(table[first]) for table in tables]
-        weight = [mean([table[length][head][side] for table, (head, side) in zip(tables, places)])
-                  for length in (first, last)]
-        print(f"weight on a neighbour, {pe}: {weight[0]:.2f} at {first}, {weight[1]:.2f} at {last}")
-    if "algorithm" in found:
-        looks = found["algorithm"]["looks_back"][last]
-        heads = [max(look["swapped"], key=lambda head: look["swapped"][head]["before"]) for look in looks]
-        back = [mean([look[name][head][where] for look, head in zip(looks, heads)])
-                for name, where in (("swapped", "before"), ("sorted", "before"), ("sorted", "itself"))]
-        print(f"alibi, {' '.join(sorted(set(heads)))}, lists of {last}: the second of two swapped numbers looks at the "
-              f"one before with weight {back[0]:.2f}, in the sorted list with {back[1]:.2f}, there at itself with "
-              f"{back[2]:.2f}")
-        rows = [row for row in found["algorithm"]["patched"][last] if row["n"]]
-        if rows:
-            shares = [mean([row[key] for row in rows]) for key in ("alone", "all others")]
-            print(f"alibi calls a sorted list unsorted with only the vector of that number in {100 * shares[0]:.1f}%, "
-                  f"with all vectors but that one in {100 * shares[1]:.1f}%")
-        print(f"alibi errs on {found['algorithm']['wrong_pairs']} of {N_NUMBERS ** 2:,} lists a a a a b b b b")
 
 
 # ------------------------------------------------------------------------------------------------
-# 8. Pictures
-#
-# No new ideas in here: the figures of sections 5 to 7, in that order.
+# 8. Asking the trained model, and the command line
 
-def draw_recalls(axis, plt, x, recalls_):
-    """Draw one line for each kind over x: recalls_ is a list of {kind: share}."""
-    for i, (name, marker) in enumerate(zip(KINDS, "os^vD*")):
-        axis.plot(x, [100 * recall.get(name, math.nan) for recall in recalls_], marker=marker, markersize=4,
-                  linewidth=1.5, color="black" if name == "sorted" else plt.cm.viridis((i - 1) / 4.5),
-                  label=name.replace("_", " "))
+MAX_ASKED = 4096  # numbers in one list: attention takes memory in proportion to their square
 
 
-def plot_training(training_log, path):
-    """Draw loss, balanced accuracy and the recall of every kind over the steps."""
-    plt, history, config = common.pyplot(), training_log["history"], training_log["config"]
-    steps = [row["step"] for row in history]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4))
-    left.plot(steps, [row["train_loss"] for row in history], label="training", color="tab:gray")
-    left.plot(steps, [row["val_loss"] for row in history], label="validation", color="tab:blue", linestyle="--")
-    left.axhline(math.log(2), color="black", linewidth=1, linestyle=":", label="guessing, ln 2")
-    left.set(title="Loss", xlabel="training step", ylabel="cross-entropy (nats)", yscale="log")
-    middle.plot(steps, [100 * row["val_accuracy"] for row in history], color="tab:blue", marker=".")
-    middle.axhline(50, color="black", linewidth=1, linestyle=":", label="chance")
-    middle.set(title=f"{describe(config)}: test accuracy {100 * training_log['test']['accuracy']:.1f}%",
-               xlabel="training step", ylabel="validation, balanced accuracy (%)", ylim=(45, 102))
-    draw_recalls(right, plt, steps, [row["val_recall"] for row in history])
-    right.set(title="By kind of list", xlabel="training step", ylabel="validation lists right (%)", ylim=(-3, 103))
-    for axis in (left, middle, right):
-        axis.legend(fontsize=9)
-    common.save_figure(figure, path)
-
-
-LOOKS = {"sinusoidal": ("tab:blue", "o", "-"), "learned": ("tab:orange", "s", "--"), "none": ("black", "^", "-."),
-         "rope": ("tab:purple", "v", "--"), "alibi": ("tab:green", "*", "-"), "randomized": ("tab:red", "D", ":")}
-
-
-def draw_lengths(axis, found, pick):
-    """Draw mean and range over the seeds against the length, of what pick(row of the results) returns for each seed."""
-    axis.axvspan(LENGTHS[0], LENGTHS[-1], color="0.88", zorder=0)
-    for pe, rows in found["results"].items():
-        colour, marker, line = LOOKS[pe]
-        asked = pe in ("sinusoidal", "learned", "none")  # the three that everybody compares
-        shares = 100 * torch.tensor([pick(rows[str(length)]) for length in found["lengths"]])  # (lengths, seeds)
-        axis.plot(found["lengths"], shares.mean(1), color=colour, marker=marker, linestyle=line,
-                  label=found["labels"][pe], linewidth=3 if asked else 1.5, markersize=8 if marker == "*" else 5)
-        axis.fill_between(found["lengths"], shares.amin(1), shares.amax(1), color=colour, linewidth=0,
-                          alpha=0.04 if pe == "none" else 0.15)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(found["lengths"], found["lengths"])
-    axis.minorticks_off()
-
-
-def plot_extrapolation(found, path):
-    """Draw the balanced accuracy of every encoding against the length of the lists."""
-    plt, n, longest = common.pyplot(), len(found["seeds"]), found["lengths"][-1]
-    figure, axis = plt.subplots(figsize=(9, 4.8))
-    draw_lengths(axis, found, lambda row: row["per_seed"])
-    axis.axhline(50, color="black", linewidth=1, linestyle=":")
-    axis.text(LENGTHS[0], 50.6, " chance")
-    axis.text(math.sqrt(LENGTHS[0] * LENGTHS[-1]), 103, "trained on", ha="center", color="0.4")
-    holds = [found["labels"][pe] for pe, rows in found["results"].items() if rows[str(longest)]["accuracy"] > 0.9]
-    axis.set(title=f"Is the list sorted?  Above 90% at length {longest}: {' and '.join(holds) or 'none'}",
-             xlabel="numbers in the list", ylabel="balanced accuracy (%)", ylim=(44, 106))
-    axis.legend(title=f"{n} model seed{'s: mean and range' if n > 1 else ''}", fontsize=10, loc="center left",
-                bbox_to_anchor=(1, 0.5))
-    common.save_figure(figure, path)
-
-
-def plot_kinds(found, path):
-    """Draw the recall of every kind of list against its length, a panel for each kind."""
-    plt = common.pyplot()
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True)
-    for axis, kind in zip(axes.flat, KINDS):
-        draw_lengths(axis, found, lambda row: row["by_kind_per_seed"].get(kind, [math.nan]))
-        axis.set(title=kind.replace("_", " "), ylim=(-4, 104))
-    figure.supxlabel("numbers in the list (shaded: those trained on)")
-    figure.supylabel("lists of this kind right (%)")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names),
-                  title="Who sees what: sorted lists, and five kinds of disorder")
-    common.save_figure(figure, path)
-
-
-def plot_tables(model, change, path):
-    """Draw the learned table, the similarity of its rows, and how far training turned them."""
-    plt, table = common.pyplot(), model.position_table.detach().cpu()
-    shown, last = min(len(table), 3 * LENGTHS[-1]), LENGTHS[-1] - 0.5
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.6))
-    image = left.imshow(table[:shown], cmap="RdBu", vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
-    left.set(title="The learned table", xlabel="channel", ylabel="position")
-    figure.colorbar(image, ax=left, label="value")
-    rows = F.normalize(table[:shown], dim=1)
-    image = middle.imshow(rows @ rows.T, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
-    middle.set(title="Similarity of its rows", xlabel="position", ylabel="position")
-    figure.colorbar(image, ax=middle, label="cosine")
-    right.plot(range(shown), change[:shown], marker="o", markersize=4, linewidth=1)
-    right.set(title="How far training turned each row", xlabel="position", ylim=(0, 1.05),
-              ylabel="cosine of trained and initial row")
-    for axis in (left, middle):
-        axis.axhline(last, color="black", linewidth=1.5)
-        axis.grid(False)
-    middle.axvline(last, color="black", linewidth=1.5)
-    right.axvspan(-0.5, last, color="0.88", zorder=0, label="positions in training")
-    right.legend(loc="lower left")
-    common.save_figure(figure, path)
-
-
-def plot_sinusoids(d_model, path):
-    """Draw the sinusoidal table and the dot product of two of its rows by their offset."""
-    plt, table = common.pyplot(), sinusoidal(torch.arange(256), d_model)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
-    image = left.imshow(table, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    left.axhline(LENGTHS[-1] - 0.5, color="black", linewidth=1.5)
-    left.text(d_model / 2, LENGTHS[-1] + 8, "not trained on from here", ha="center", va="top",
-              bbox={"facecolor": "white", "edgecolor": "none"})
-    left.set(title="The sinusoidal table", xlabel="channel (sine and cosine in turn)", ylabel="position")
-    left.grid(False)
-    figure.colorbar(image, ax=left, label="value")
-    for start, style in ((0, "-"), (100, "--")):
-        dots = table[start:start + 65] @ table[start]
-        right.plot(range(65), dots, linestyle=style, label=f"rows {start} and {start} + offset")
-    right.axvspan(0, LENGTHS[-1] - 1, color="0.88", zorder=0, label="offsets in training")
-    right.set(title="Two rows' dot product depends on the offset only", xlabel="offset (positions)",
-              ylabel="dot product")
-    right.legend()
-    common.save_figure(figure, path)
-
-
-def plot_positions(found, labels, path):
-    """Draw both halves of positions_or_length."""
-    plt = common.pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
-    for axis, key in zip(axes, ("offset", "squeezed")):
-        for pe, rows in found[key].items():
-            colour, marker, line = LOOKS[pe]
-            shares = torch.tensor([[100 * share for share in row] for row in rows.values()])
-            x = range(len(rows))
-            axis.plot(x, shares.mean(1), color=colour, marker=marker, linestyle=line, label=labels[pe])
-            axis.fill_between(x, shares.amin(1), shares.amax(1), color=colour, alpha=0.15, linewidth=0)
-            axis.set_xticks(x, rows)
-        axis.axhline(50, color="black", linewidth=1, linestyle=":")
-    axes[0].set(title="Unseen positions: lists of 16 that start further on", xlabel="position of the first number",
-                ylabel="balanced accuracy (%)", ylim=(44, 103))
-    axes[1].set(title="Unseen length: positions squeezed into 0 to 15", xlabel="numbers in the list")
-    axes[0].legend(title="mean and range over model seeds", fontsize=10, loc="center right")
-    common.save_figure(figure, path)
-
-
-def plot_attention(tables, labels, lengths, path):
-    """Draw, for the head of each model that looks most at a neighbour at length 16, its mass there and its entropy."""
-    plt = common.pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6))
-    for pe, of_seeds in tables.items():
-        masses, entropies = [], []
-        for table in of_seeds:
-            name, side = sharpest(table[str(lengths[0])])
-            masses.append([table[str(length)][name][side] for length in lengths])
-            entropies.append([table[str(length)][name]["entropy"] for length in lengths])
-        colour, marker, line = LOOKS[pe]
-        for axis, values in ((left, masses), (right, entropies)):
-            values = torch.tensor(values)
-            axis.plot(lengths, values.mean(0), color=colour, marker=marker, linestyle=line, label=labels[pe])
-            axis.fill_between(lengths, values.amin(0), values.amax(0), color=colour, alpha=0.15, linewidth=0)
-    right.plot(lengths, [math.log(length) for length in lengths], color="0.6", linewidth=1,
-               label="uniform, no mask: ln L")
-    for axis in (left, right):
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(lengths, lengths)
-        axis.minorticks_off()
-        axis.set_xlabel("numbers in the list")
-    left.set(title=f"Attention of the head that looks most at a neighbour\n(chosen at length {lengths[0]})",
-             ylabel="mean weight on that neighbour", ylim=(-0.03, 1.03))
-    right.set(title="Entropy of its attention\n", ylabel="entropy (nats)")
-    right.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    common.save_figure(figure, path)
-
-
-def plot_algorithm(model, pairs, wrong, patched, path):
-    """Draw what every head attends to in a list with one swap, the answers for all pairs, and the patching."""
-    plt, numbers = common.pyplot(), [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
-    heads = zip(head_names(model), attention_of(model, torch.tensor([numbers]))[0])  # (T, T) each
-    figure, axes = plt.subplots(2, 3, figsize=(13.5, 9))
-    for axis, (name, w) in zip(axes[:, :2].flat, heads):  # the first four
-        image = axis.imshow(w, vmin=0, vmax=1, cmap="Blues")
-        axis.set_xticks(range(len(numbers)), numbers)
-        axis.set_yticks(range(len(numbers)), numbers)
-        axis.set(title=f"Head {name}", xlabel="looking at", ylabel="looking from")
-        axis.grid(False)
-    figure.colorbar(image, ax=axes[:, :2], label="attention weight", location="bottom", shrink=0.6, pad=0.02)
-    figure.suptitle("ALiBi: what its heads look at in a list with 58 and 52 swapped; all pairs of numbers; patching")
-    top, bottom = axes[:, 2]
-    image = top.imshow(pairs.sigmoid(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
-    top.set(title=f"a a a a b b b b: {wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
-    top.grid(False)
-    figure.colorbar(image, ax=top, label="probability of sorted")
-    names = ("alone", "all others")
-    for i, (length, row) in enumerate(patched.items()):
-        shares = [[100 * share[name] for name in names] for share in row if share["n"]]
-        if not shares:  # no pair to mix that the models get right
-            continue
-        shares = torch.tensor(shares)  # (seeds, 2)
-        x = [k + (i - (len(patched) - 1) / 2) * 0.8 / len(patched) for k in range(len(names))]
-        bottom.bar(x, shares.mean(0), width=0.7 / len(patched), color=plt.cm.viridis(i / len(patched)),
-                   label=f"lists of {length}", yerr=[shares.mean(0) - shares.amin(0), shares.amax(0) - shares.mean(0)])
-    bottom.set_xticks(range(len(names)), ["only the vector of the\nsecond swapped number", "all vectors\nbut that one"])
-    bottom.set(title="Vectors of a swapped list\nput into the sorted one", ylabel="now called unsorted (%)",
-               ylim=(0, 119))
-    if bottom.patches:
-        bottom.legend(loc="upper right", fontsize=9)
-    common.save_figure(figure, path)
-
-
-# ------------------------------------------------------------------------------------------------
-# 9. Asking the trained model
-
-MOST_ASKED = 4096  # numbers in one list
-
-
-def parse_list(text):
-    """Return the numbers in a text such as "3 15 27" or "3, 15, 27"; UserError if it holds anything else."""
+def parse_list(text, model):
+    """Return the numbers of "3 15 27", "3, 15, 27" or a record of a data file; UserError if it holds anything else."""
+    if text.startswith("{"):
+        try:
+            return read_list(json.loads(text))[0]
+        except (ValueError, RecursionError) as error:
+            raise UserError(f'{text[:60]}: {error}; type a list such as "3 15 27 41"') from None
     if not re.fullmatch(r"\s*[0-9]{1,9}(?:(?:\s*,\s*|\s+)[0-9]{1,9})*\s*", text):
         raise UserError(f'expected numbers such as "3 15 27 41", found {text.strip()[:40]!r}')
     numbers = [int(number) for number in re.findall(r"[0-9]+", text)]
+    if len(numbers) == 1:
+        raise UserError(f'{text.strip()[:40]} is a list of one number; put the whole list in quotes, as in "3 15 27 41"')
     if max(numbers) >= N_NUMBERS:
-        raise UserError(f"{max(numbers)} in {text.strip()[:40]!r}: this model knows the numbers from 0 to "
-                        f"{N_NUMBERS - 1} only")
-    if len(numbers) > MOST_ASKED:
-        raise UserError(f"{len(numbers):,} numbers in one list; {MOST_ASKED:,} are the most, for attention compares "
-                        f"each with each")
+        raise UserError(f"{max(numbers)} in {text.strip()[:40]!r}: this model was trained on numbers from 0 to 99; "
+                        f"leave larger ones out")
+    limit = model.config["max_len"] if model.encoding.limited else MAX_ASKED
+    if len(numbers) > limit:
+        raise UserError(f"a list of {len(numbers):,} numbers: --pe {model.config['pe']} takes {limit:,} at most; "
+                        f"shorten it" + (" or train with a larger --max-len" if model.encoding.limited else ""))
     return numbers
 
 
-def infer(args, typed):
-    """--mode infer: answer the lists on the command line, or those on standard input, one a line, after `-`."""
-    pe = args.pe[0] if "pe" in typed else "alibi"
-    path = Path(args.out_dir) / "sorting" / pe / "best_model.pth"
-    model, config = common.load_checkpoint(path, SCRIPT, build_model)
-    conflict = {name: typed[name] for name in CONFIG_FLAGS & typed.keys() - {"pe"} if config.get(name) != typed[name]}
-    if conflict:
-        raise UserError(f"{path} was trained with {common.difference(config, conflict)}; leave those flags out, or "
-                        f"train anew with --mode train")
-    model = model.to(args.device)
-    live = args.sequences == ["-"] and sys.stdin.isatty()
-    if args.sequences == ["-"]:
-        texts = (line.decode(errors="replace") for line in sys.stdin.buffer if line.strip())
-    else:
-        texts = iter(args.sequences)
-    for chunk in iter(lambda: list(itertools.islice(texts, 1 if live else 256)), []):
-        lists, error = [], None
-        for text in chunk:
-            try:
-                numbers = parse_list(text)
-                check_length(pe, config["max_len"], len(numbers))
-                lists.append(numbers)
-            except UserError as first_error:  # what comes before it is still answered
-                error = first_error
-                break
-        if lists:
-            for probability in logits_of(model, pad(lists)).double().sigmoid().tolist():
+def infer(args, model):
+    """--mode infer: print an answer and its probability per list, and on standard error how many are right."""
+    n_right = n_asked = 0
+    for texts in common.questions(args.questions):
+        lists = []
+        try:
+            for text in texts:
+                lists.append(parse_list(text, model))
+        finally:  # what comes before a wrong line is answered
+            for probability, numbers in zip(logits_of(model, pad(lists)).double().sigmoid().tolist() if lists else [], lists):
                 answer = "sorted" if probability > 0.5 else "unsorted"
-                print(f"{answer} {max(probability, 1 - probability):.3f}", flush=live)
-        if error:
-            raise error
+                print(f"{answer} {max(probability, 1 - probability):.3f}", flush=True)
+                n_right += (probability > 0.5) == is_sorted(numbers)
+                n_asked += 1
+                if len(numbers) < LENGTHS[0]:
+                    log(f"note: {numbers} is shorter than any training list ({LENGTHS[0]} numbers); do not rely on it")
+    log(f"{n_right:,} of {n_asked:,} right")
 
 
-# ------------------------------------------------------------------------------------------------
-# 10. The command line
-
-
-def names_from(known, everything=None):
-    """An argparse type: names out of `known`, separated by commas; `everything` stands for all of them."""
+def names_from(known):
+    """An argparse type: names out of known(), separated by commas; `all` stands for all of them."""
     def parse(text):
-        names = [*known] if text == everything else text.split(",")
-        if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is none of {', '.join(known)}")
+        names = list(known()) if text == "all" else text.split(",")
+        for name in names:
+            if name not in known():
+                raise common.argparse.ArgumentTypeError(f"{name[:40]!r} is none of {', '.join(known())}")
         return names
     return parse
 
 
+def ranges(text):
+    """An argparse type: ranges of positions such as 0-84,140-240."""
+    try:
+        if len(starts_of(text)) > 1 and int(starts_of(text).max()) < 10**6:
+            return text
+    except ValueError:
+        pass
+    raise common.argparse.ArgumentTypeError(f"expected ranges such as 0-240 or 0-84,140-240, found {text[:40]!r}")
+
+
+EXAMPLE_COMMANDS = """examples:
+  python positional_sorting.py "3 15 27 41 33"                     ask the trained model (alibi with a causal mask)
+  python positional_sorting.py --mode extrapolate --pe learned     one encoding on long lists
+  python positional_sorting.py --mode train --pe rope --causal     train, results in out/sorting/rope-causal
+"""
+
+
 def command_line():
     """Declare every flag, once, with its default and its reason."""
-    number, parser = common.number, common.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("sequences", nargs="*", help='with --mode infer: "3 15 27" ..., or - to read standard input')
-    modes = ["all", "gendata", "train", "extrapolate", "analyze", "infer"]
-    parser.add_argument("--mode", choices=modes, default="all", help=f"what to do; all is {', '.join(modes[1:5])}")
-    parser.add_argument("--pe", type=names_from(NAMES, "all"), default="sinusoidal,learned,none,alibi",
-                        help=f"encodings, separated by commas: {', '.join(NAMES)}; or all; with infer one")
+    number = common.number
+    parser = common.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=EXAMPLE_COMMANDS)
+    parser.add_argument("questions", nargs="*", metavar="list", help='lists such as "3 15 27", a file with one per line, or '
+                        "- for standard input; without --mode they are answered")
+    parser.add_argument("--mode", choices=["all", "gendata", "train", "extrapolate", "analyze", "infer"],
+                        help="what to do; all is gendata, train, extrapolate, analyze (default: all, or infer if there are "
+                             "lists)")
+    parser.add_argument("--pe", type=names_from(encodings), help=f"encodings, separated by commas, of "
+                        f"{', '.join(encodings())}; or all (default: sinusoidal,learned,none,alibi; infer asks alibi with "
+                        "--causal unless --pe is given)")
+    parser.add_argument("--causal", action="store_true", help="a causal mask: attend to earlier numbers only")
+    parser.add_argument("--random-start", type=ranges, nargs="?", const=ALL_STARTS, metavar="RANGES",
+                        help=f"start each training list at a random position of these ({ALL_STARTS} if none are given)")
     data = parser.add_argument_group("data")
-    some = number(int, 2, 10**7)
-    data.add_argument("--n-train", type=some, default=10_000, metavar="N", help="lists to learn from")
-    data.add_argument("--n-val", type=some, default=2_000, metavar="N", help="lists to choose the best weights by")
-    data.add_argument("--n-test", type=some, default=2_000, metavar="N", help="lists of the same lengths for the test")
-    data.add_argument("--n-long", type=some, default=2_000, metavar="N", help="lists of each of the --lengths")
+    even = number(int, 2, 10**7)
+    data.add_argument("--n-train", type=even, default=10_000, help="lists to learn from")
+    data.add_argument("--n-val", type=even, default=2_000, help="lists to choose the best weights by")
+    data.add_argument("--n-test", type=even, default=2_000, help="lists of the same lengths for the test")
+    data.add_argument("--n-long", type=even, default=2_000, help="lists of each of the --lengths")
     data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", default=[16, 32, 64, 128, 256], metavar="L",
-                      help="numbers in the lists of --mode extrapolate")
-    data.add_argument("--kinds", type=names_from(KINDS[1:]), default=[*KINDS[1:]], metavar="KIND,...",
-                      help="kinds of disorder to learn from, in turn")
+                      help="numbers in the long lists")
+    data.add_argument("--kinds", type=names_from(lambda: UNSORTED), default=list(UNSORTED), metavar="KIND,...",
+                      help="kinds of unsorted lists to learn from, in turn")
     data.add_argument("--narrow", type=number(float, 0, 1), default=0.5,
-                      help="share of the lists to learn from with numbers out of a narrow window")
-    data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="which lists are drawn")
-    data.add_argument("--data-dir", default="data", help="where the lists are kept")
-    data.add_argument("--out-dir", default="out", help="where the results go")
+                      help="share of training lists with numbers from a narrow window")
+    data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="decides which lists are drawn")
     model = parser.add_argument_group("model")
-    boolean = argparse.BooleanOptionalAction
-    model.add_argument("--causal", action=boolean, help="look at earlier numbers only (only alibi does unless told)")
-    model.add_argument("--n-layer", type=number(int, 1, 100), default=2, help="blocks")
-    model.add_argument("--n-head", type=number(int, 1, 999), default=2, help="heads of an attention")
-    model.add_argument("--d-model", type=number(int, 2, 8192), default=32, help="channels that represent a number")
-    model.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
-    model.add_argument("--pool", choices=["max", "mean"], default="max", help="how one vector is made of the list")
-    model.add_argument("--max-len", type=number(int, 16, 65536), default=256,
+    model.add_argument("--n-layer", type=number(int, 1, 100), default=1, help="blocks")
+    model.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention")
+    model.add_argument("--d-model", type=number(int, 2, 8192), default=32, help="channels of a number")
+    model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of a feed-forward network")
+    model.add_argument("--pool", choices=["max", "mean"], default="max", help="how the hidden states of a list are pooled")
+    model.add_argument("--max-len", type=number(int, 16, 65536), default=512,
                        help="positions that learned and randomized have")
-    model.add_argument("--slope", type=number(float, 0), default=4.0, help="of the first head of alibi")
-    training = parser.add_argument_group("training")
-    training.add_argument("--model-seed", type=number(int, 0, 2**63 - 1), default=1, help="weights and batch order")
-    training.add_argument("--steps", type=number(int, 1, 10**9), default=3000, help="batches to learn from")
-    training.add_argument("--batch-size", type=number(int, 1, 10**6), default=192, help="lists a batch")
-    training.add_argument("--lr", type=number(float, 0), default=1e-2, help="highest learning rate")
-    training.add_argument("--warmup", type=number(int, 1, 10**9), default=100, help="steps to reach it")
-    training.add_argument("--weight-decay", type=number(float, 0), default=0.01, help="of matrices, not of biases")
-    training.add_argument("--shift", action=boolean, default=True, help="add a random amount to all numbers of a list")
-    training.add_argument("--eval-every", type=number(int, 1, 10**9), default=100, help="steps between validations")
-    training.add_argument("--model-seeds", type=number(int, 1, 1000), metavar="N",
-                          help="how many model seeds to compare, counted from --model-seed "
-                               "(as many as there are models of; at least 1, with --mode extrapolate 5)")
-    training.add_argument("--resume", action="store_true",
-                          help="with --mode train: take up an interrupted training where it last validated")
-    machine = parser.add_argument_group("machine")
-    devices = ["auto", "cpu", "cuda", "mps"]
-    machine.add_argument("--device", choices=devices, default="auto", help="auto is cuda, else cpu")
-    machine.add_argument("--threads", type=number(int, 1, 1024), default=2, help="CPU threads")
+    model.add_argument("--slope", type=number(float, 0), default=4.0, help="slope of the first head of alibi")
+    common.add_training_flags(parser, steps=3000, batch_size=192, lr=1e-2, warmup=100, weight_decay=0.01, eval_every=200)
+    common.add_machine_flags(parser)
     return parser
 
 
-def main():
-    """Check what argparse cannot check, then do what --mode says."""
-    args, typed = command_line().parse()
+def check_flags(args):
+    """UserError for what argparse cannot check."""
     if args.d_model % (2 * args.n_head):
         fitting = math.ceil(args.d_model / (2 * args.n_head)) * 2 * args.n_head
-        raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} heads with an even number "
-                        f"of channels each; try --d-model {fitting}")
-    if (args.mode == "infer") != bool(args.sequences):
-        raise UserError('lists go with --mode infer and it with them, as in --mode infer "3 15 27 41"')
-    if args.mode == "infer" and "pe" in typed and len(args.pe) > 1:
-        raise UserError("--mode infer asks one model; name one --pe")
-    if odd := [name for name in SIZES if getattr(args, name) % 2]:
-        raise UserError(f"--{odd[0].replace('_', '-')} must be even: each sorted list goes with an unsorted one")
-    if args.resume and args.mode != "train":
-        raise UserError("--resume goes with --mode train; extrapolate and analyze use finished models anyway")
+        raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} heads with an even number of "
+                        f"channels each; type --d-model {fitting}")
+    if args.mode == "infer" and not args.questions:
+        raise UserError('--mode infer needs lists; type them after it, as in --mode infer "3 15 27 41"')
+    if args.questions and args.mode != "infer":
+        raise UserError(f"--mode {args.mode} takes no lists; leave them out, or leave --mode out to have them answered")
+    if args.mode == "infer" and len(args.pe) > 1:
+        raise UserError("--mode infer asks one model; type one --pe")
+    for name in ("n_train", "n_val", "n_test", "n_long"):
+        if getattr(args, name) % 2:
+            raise UserError(f"--{name.replace('_', '-')} must be even: each sorted list has an unsorted one; type "
+                            f"{getattr(args, name) + 1}")
+    longest = max(args.lengths) if args.mode in ("all", "extrapolate", "analyze") else LENGTHS[-1]
+    longest = max(longest, int(starts_of(args.random_start).max()) + LENGTHS[-1])
+    if longest > args.max_len and any(encodings()[pe].limited for pe in args.pe):
+        raise UserError(f"--max-len {args.max_len} is less than the {longest} positions that are needed; "
+                        f"type --max-len {longest}")
+
+
+def main():
+    """Do what --mode says."""
+    args = command_line().parse_args()
+    args.mode = args.mode or ("infer" if args.questions else "all")
+    if args.pe is None:
+        args.pe = ["alibi"] if args.mode == "infer" else ["sinusoidal", "learned", "none", "alibi"]
+        args.causal = args.causal or args.mode == "infer"
     args.lengths = sorted(set(args.lengths))
+    check_flags(args)
     args.device = common.pick_device(args.device, args.threads)
     if args.mode in ("all", "gendata"):
         generate_data(args)
+    if args.mode == "gendata":
+        return
+    names = list(SPLITS)
+    if args.mode in ("all", "extrapolate", "analyze"):
+        names += [f"extrapolation/{length}" for length in args.lengths]
+    data, own_data = load_data(args, names)
     if args.mode in ("all", "train"):
-        data = load_data(args, SPLITS)
         for pe in args.pe:
-            if args.resume and is_finished(args, pe):
-                log(f"{pe} is trained already")
-            else:
-                train(args, pe, data)
+            for seed in range(args.model_seed, args.model_seed + args.model_seeds):
+                train(args, config_of(args, pe, seed, own_data, args.random_start), data)
     if args.mode in ("all", "extrapolate"):
-        extrapolate(args)
+        extrapolate(args, data, own_data)
     if args.mode in ("all", "analyze"):
-        analyze(args)
+        analyze(args, data, own_data)
     if args.mode == "infer":
-        infer(args, typed)
+        infer(args, obtain_model(args, config_of(args, args.pe[0], args.model_seed, own_data, args.random_start), data))
 
 
 if __name__ == "__main__":
