@@ -19,7 +19,6 @@ number; T the queries and S the keys; C = d_model channels, of which each head h
 Left out on purpose: dropout, label smoothing, beam search and a cache of keys and values. Ten thousand problems and
 answers of four digits need none of them. The code runs on torch >= 2.0.
 """
-import json
 import math
 import random
 import re
@@ -138,66 +137,55 @@ def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
 
 def data_settings(args):
     """What the data depend on; kept beside them."""
-    sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
-    return {"seed": args.seed, "num_digits": args.num_digits, "leading_zeros": args.leading_zeros,
-            "cascades": args.cascades, "sizes": sizes}
+    names = ("seed", "num_digits", "leading_zeros", "cascades", "n_train", "n_val", "n_test")
+    return {name: getattr(args, name) for name in names}
 
 
 def generate_data(args):
     """--mode gendata: write train.jsonl, val.jsonl and test.jsonl. UserError if there are too few problems."""
-    settings = data_settings(args)
+    sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
     _, count = operand_range(args.num_digits, args.leading_zeros)
     n_pairs = count * (count + 1) // 2
-    if sum(settings["sizes"].values()) > n_pairs:
-        raise UserError(f"there are only {n_pairs:,} problems of {args.num_digits} digits (a+b and b+a count as one); type "
-                        f"--n-train {n_pairs * 5 // 7} --n-val {n_pairs // 7} --n-test {n_pairs // 7}, or fewer")
-    drawn = draw_problems(args.num_digits, args.leading_zeros, settings["sizes"], args.cascades, args.seed)
+    if sum(sizes.values()) > n_pairs:
+        raise UserError(f"there are only {n_pairs:,} problems of {args.num_digits} digits (a+b and b+a count as one); "
+                        f"type --n-train {n_pairs * 5 // 7} --n-val {n_pairs // 7} --n-test {n_pairs // 7}")
+    drawn = draw_problems(args.num_digits, args.leading_zeros, sizes, args.cascades, args.seed)
     records = {}
     for split, problems in drawn.items():
         source, target = tokenize(torch.tensor(problems), args.num_digits)
         records[split] = [{"input": x, "target": y} for x, y in zip(source.tolist(), target.tolist())]
-    folder = Path(args.data_dir) / "addition"
-    common.write_data(folder, records, settings)
-    log(f"data: wrote {settings['sizes']} problems of {args.num_digits} digits to {folder}, seed {args.seed}")
+    common.write_data(Path(args.data_dir) / "addition", records, data_settings(args))
 
 
-def read_problem(record, num_digits):
-    """Return the problem (a, b) of a record; ValueError names the key at fault."""
+def read_problem(record, num_digits, place):
+    """Return the problem (a, b) of a record; UserError names its place and the key at fault."""
     n = num_digits
     try:
         a = int("".join(map(str, record["input"][:n])))
         b = int("".join(map(str, record["input"][n + 1:])))
+        expected = {"input": [*map(int, f"{a:0{n}}"), PLUS, *map(int, f"{b:0{n}}")],
+                    "target": [*map(int, f"{a + b:0{n + 1}}")]}
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f'"input": expected the tokens of two numbers of {n} digits, found {str(record)[:80]}') from None
-    expected = {"input": [*map(int, f"{a:0{n}}"), PLUS, *map(int, f"{b:0{n}}")],
-                "target": [*map(int, f"{a + b:0{n + 1}}")]}
+        expected = {"input": f"the tokens of two numbers of {n} digits"}
     for key, tokens in expected.items():
-        if record.get(key) != tokens:
-            raise ValueError(f'"{key}": expected {tokens}, found {str(record.get(key))[:60]}')
+        found = record.get(key) if isinstance(record, dict) else record
+        if found != tokens:
+            raise UserError(f'{place}: "{key}": expected {tokens}, found {str(found)[:60]}; mend it or choose another '
+                            f"--data-dir")
     return a, b
 
 
 def load_data(args):
-    """Return {split: problems (N, 2)} and, if the files are the user's own, a name for them (else None).
-
-    Data that are not there are made. UserError if they were made with other settings, or a record is wrong.
-    """
+    """Return {split: problems (N, 2)}, made first if there are none; UserError if other settings made them."""
     folder = Path(args.data_dir) / "addition"
-    if not any(folder.glob("*.json*")):
+    if not common.has_data(folder):
         generate_data(args)
-    own = common.check_settings(folder, data_settings(args))
+    args.own_data = common.check_settings(folder, data_settings(args))
     data = {}
     for split in SPLITS:
-        problems = []
-        for place, record in common.read_records(folder / split):
-            try:
-                problems.append(read_problem(record, args.num_digits))
-            except ValueError as error:
-                raise UserError(f"{place}: {error}; mend it or choose another --data-dir") from None
-        if not problems:
-            raise UserError(f"{folder / split}.jsonl holds no problem; add some or choose another --data-dir")
-        data[split] = torch.tensor(problems)
-    return data, own
+        records = common.read_records(folder / split)
+        data[split] = torch.tensor([read_problem(record, args.num_digits, place) for place, record in records])
+    return data
 
 
 # ------------------------------------------------------------------------------------------------
@@ -517,52 +505,49 @@ def fit(config, data, device):
     return best.restore(), best
 
 
-def check_everything(model, leading_zeros):
-    """Test the model on every problem there is. Print and return the errors, by number of carries."""
+def test_everything(model, leading_zeros):
+    """Test the model on every problem there is; print and return the errors by number of carries.
+
+    2,000 test problems cannot show an error rate of one in a thousand: a model that has it is right on all of them with
+    probability 0.999^2000 = 14%.
+    """
     problems = all_problems(model.num_digits, leading_zeros)
     start = time.time()
     right = is_right(model, problems, "testing every problem")
     seconds = max(time.time() - start, 1e-3)
     errors = int((~right).sum())
     table = by_carries(problems, right, model.num_digits)
-    which = "all" if len(problems) == operand_range(model.num_digits, leading_zeros)[1] ** 2 else "a sample of"
-    print(f"{which} {len(problems):,} problems: {errors:,} wrong ({len(problems) / seconds:,.0f} problems per second)")
-    print("  wrong by number of carries: " + ", ".join(f"{k}: {row['errors']:,} of {row['n']:,}" for k, row in table.items()))
-    wrong = problems[~right][:5]
-    answers = to_numbers(greedy_decode(model, tokens_of(model, wrong)[0]).cpu()).tolist()
-    for (a, b), answer in zip(wrong.tolist(), answers):
-        print(f"  mistake: {a}+{b}={answer} ({a + b})")
+    complete = len(problems) == operand_range(model.num_digits, leading_zeros)[1] ** 2
+    print(f"{'all' if complete else 'a sample of'} {len(problems):,} problems: {errors:,} wrong "
+          f"({len(problems) / seconds:,.0f} problems per second)")
+    for a, b in problems[~right][:5].tolist():
+        print(f"  mistake: {a}+{b}={solve(model, [(a, b)])[0]} ({a + b})")
     return {"n": len(problems), "errors": errors, "seconds": round(seconds, 2), "carries": table}
 
 
-# 2,000 test problems cannot show an error rate of one in a thousand: a model that has it is right on all of them with
-# probability 0.999^2000 = 14%. That is why every problem is tested.
-
-
-def train(args, data, own_data, seed):
-    """--mode train: fit a model, save it, test it, draw its training curves. Returns the model."""
+def train(args, data, seed):
+    """--mode train: fit a model, save it, test it, draw its training curves; return it."""
     out = common.folder(args.out_dir, "addition")
-    first = seed == args.model_seed
     start = time.time()
-    model, best = fit(common.config_of(args, SCRIPT, seed, own_data), data, args.device)
+    model, best = fit(common.config_of(args, SCRIPT, seed), data, args.device)
+    first = seed == args.model_seed
     path = out / "best_model.pth" if first else out / "seeds" / f"{seed}.pth"
     common.save_model(path, model)
-    log(f"best: step {best.best['step']}, saved to {path} after {time.time() - start:.1f} s")
+    log(f"saved to {path} after {time.time() - start:.1f} s")
     test = validate(model, data["test"])
-    n_test = len(data["test"])
-    print(f"model seed {seed}: {100 * test['val_accuracy']:.2f}% of {n_test:,} test problems right")
+    print(f"model seed {seed}: {100 * test['val_accuracy']:.2f}% of {len(data['test']):,} test problems right")
     training_log = best.log_entries()
-    training_log["test"] = {"n": n_test, "accuracy": test["val_accuracy"], "digit_accuracy": test["val_digit_accuracy"]}
-    training_log["exhaustive"] = check_everything(model, args.leading_zeros)
-    common.write_json(out / "training_log.json" if first else path.with_suffix(".json"), training_log)
-    if first:
-        names = place_names(model.num_digits + 1)
-        by_digit = {}
-        for k, name in enumerate(names):
-            by_digit[name] = [row["val_digit_accuracy"][k] for row in best.history]
-        titles = ("Loss", f"Whole answer right: {100 * best.best['val_accuracy']:.1f}% at the best step",
-                  "Each digit of the answer")
-        common.training_curves(out / "training_curves.png", best.history, titles, math.log(10), 0, by_digit)
+    training_log["test"] = {"n": len(data["test"]), "accuracy": test["val_accuracy"],
+                            "digit_accuracy": test["val_digit_accuracy"]}
+    training_log["exhaustive"] = test_everything(model, args.leading_zeros)
+    if not first:
+        return model
+    common.write_json(out / "training_log.json", training_log)
+    by_digit = {}
+    for k, name in enumerate(place_names(model.num_digits + 1)):
+        by_digit[name] = [row["val_digit_accuracy"][k] for row in best.history]
+    titles = ("Loss", f"Whole answers: {100 * best.best['val_accuracy']:.1f}% right at the best step", "Each digit")
+    common.training_curves(out / "training_curves.png", best.history, titles, math.log(10), 0, by_digit)
     return model
 
 
@@ -572,32 +557,29 @@ def place_names(width):
     return names[:width][::-1]
 
 
-def obtain_model(args, data, own_data, seed):
+def obtain_model(args, data, seed):
     """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
     names = ["addition/best_model.pth", f"addition/seeds/{seed}.pth"]
-    model = common.find_model(args.out_dir, names, common.config_of(args, SCRIPT, seed, own_data), Adder)
-    if model is None:
-        log(f"model: none with these settings and model seed {seed}, training one")
-        model = train(args, data, own_data, seed)
-    return model.to(args.device)
+    model = common.find_model(args.out_dir, names, common.config_of(args, SCRIPT, seed), Adder)
+    return (model or train(args, data, seed)).to(args.device)
 
 
 def load(path):
-    """Return the model in a file that --mode train has written, ready for `solve` and `attention_of`.
+    """Return the model in a file that --mode train has written, for use from Python.
 
     >>> model = load(common.REFERENCE / "addition" / "best_model.pth")
-    >>> problems = torch.tensor([[347, 159], [999, 1]])
-    >>> solve(model, problems[:1])
-    [506]
-    >>> attention_of(model, problems)["cross.L0.H1"].shape  # (N, T, S): from 4 digits to 7 tokens of the problem
+    >>> solve(model, [(347, 159), (999, 1)])
+    [506, 1000]
+    >>> attention_of(model, [(347, 159), (999, 1)])["cross.L0.H1"].shape  # from 4 digits to 7 tokens, of each problem
     torch.Size([2, 4, 7])
     """
     return common.load_model(path, SCRIPT, Adder)
 
 
 def solve(model, problems):
-    """Return the model's own answers to problems (N, 2), as a list of N numbers."""
-    return to_numbers(greedy_decode(model, tokens_of(model, problems)[0]).cpu()).tolist()
+    """Return the model's own answers to problems [(a, b), ...], as a list of numbers."""
+    source, _ = tokens_of(model, torch.as_tensor(problems))
+    return to_numbers(greedy_decode(model, source).cpu()).tolist()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -629,8 +611,9 @@ def record_heads(model, problems, what):
 
 
 def attention_of(model, problems):
-    """The attention weights of every head on problems (N, 2): {"enc.L0.H0": (N, T, S), ...}."""
-    return {head: weights.cpu() for head, weights in record_heads(model, problems, "weights").items()}
+    """The attention weights of every head on problems [(a, b), ...]: {"enc.L0.H0": (N, T, S), ...}."""
+    weights = record_heads(model, torch.as_tensor(problems), "weights")
+    return {head: w.cpu() for head, w in weights.items()}
 
 
 def replacing(model, heads, values=None):
@@ -667,23 +650,15 @@ def token_names(num_digits):
     return [*answer[1:], "+", *answer[1:]], answer
 
 
-def labels_of(head, problem, answer):
-    """The names of the queries and of the keys of a head."""
-    if head.startswith("enc"):
-        return problem, problem
-    return answer, ["start", *answer[:-1]] if head.startswith("dec") else problem
-
-
 def draw_attention(weights, problem, answer, title, path):
-    """Draw a heatmap per head, a row of them per block: weights {head: (T, S)}."""
-    blocks = {head.rsplit(".", 1)[0] for head in weights}
-    n_head = len(weights) // len(blocks)
-    size = (2.7 * n_head, 2.7 * len(blocks) + 0.5)
-    with common.figure(path, size, len(blocks), n_head, title=title) as axes:
-        for k, (head, grid) in enumerate(weights.items()):
-            axis = axes.flat[k]
-            last = k % n_head == n_head - 1
-            common.heatmap(axis, grid, *labels_of(head, problem, answer), label="attention weight" if last else None)
+    """Draw a heatmap per head, a row of them per block: weights {head: (T, S)}, labels of the problem and the answer."""
+    n_rows = len({head.rsplit(".", 1)[0] for head in weights})
+    n_head = len(weights) // n_rows
+    with common.figure(path, (2.7 * n_head, 2.7 * n_rows + 0.5), n_rows, n_head, title=title) as axes:
+        for axis, (head, grid) in zip(axes.flat, weights.items()):
+            queries = problem if head.startswith("enc") else answer
+            keys = ["start", *answer[:-1]] if head.startswith("dec") else problem
+            common.heatmap(axis, grid, queries, keys, label="attention weight" if axis in axes[:, -1] else None)
             axis.set(title=head, xlabel="key", ylabel="query" if head.startswith("enc") else "query: digit to predict")
 
 
@@ -711,7 +686,7 @@ EXAMPLES = {"no carry": (241, 536), "one carry": (347, 128), "a carry through a 
 def draw_example(model, a, b, comment, out):
     """Draw all heads on one problem; return the path of the drawing."""
     n = model.num_digits
-    weights = {head: w[0] for head, w in attention_of(model, torch.tensor([[a, b]])).items()}
+    weights = {head: w[0] for head, w in attention_of(model, [(a, b)]).items()}
     path = out / "attention_patterns" / f"example_{a}+{b}.png"
     total = f"{a + b:0{n + 1}}"
     draw_attention(weights, [*f"{a:0{n}}+{b:0{n}}"], [*total], f"{a}+{b}={total}{comment}", path)
@@ -1013,35 +988,21 @@ def analyze_heads(model, data, leading_zeros):
 
 
 def summary_of(found):
-    """The findings about one model as single numbers, to compare with other seeds."""
+    """The findings about one model as single numbers, to compare model seeds."""
     pruning = found["pruning"]
-    summary = {"heads removable, each alone": len(pruning["removable_alone"]),
-               "heads removable, one after another": pruning["prunable"],
-               "accuracy without all of the first": pruning["accuracy_without_all_of_those"],
-               "rank correlation of ablation and gradient": found["importance"]["rank_correlation"]}
+    summary = {"removable_alone": len(pruning["removable_alone"]), "prunable": pruning["prunable"],
+               "accuracy_without_all_of_those": pruning["accuracy_without_all_of_those"],
+               "rank_correlation": found["importance"]["rank_correlation"]}
     for name, route in found["carry"]["routes"].items():
         for stage in ("enc", "cross"):
-            summary[f"carry, {name}: heads of {stage}"] = len(route["stages"][stage].get("set", []))
+            summary[f"{name}: heads of {stage}"] = len(route["stages"][stage].get("set", []))
     return summary
 
 
-def show_seeds(table, path):
-    """Draw and print {model seed: summary}, a row per number."""
-    rows = list(next(iter(table.values())))
-    values = torch.tensor([[summary[row] for summary in table.values()] for row in rows], dtype=torch.double)
-    largest = values.amax(1, keepdim=True).clamp(min=1e-9)
-    texts = [[f"{value:.2f}".removesuffix(".00") for value in row] for row in values.tolist()]
-    with common.figure(path, (5 + 0.9 * len(table), 1 + 0.32 * len(rows))) as ((axis,),):
-        common.heatmap(axis, (values / largest).tolist(), rows, list(table), texts=texts)
-        axis.set(title="What differs between model seeds", xlabel="model seed (shade: share of the row's largest)")
-    for row, numbers in zip(rows, texts):
-        print(f"model seeds {', '.join(table)}, {row}: {', '.join(numbers)}")
-
-
-def analyze(args, data, own_data):
-    """--mode analyze: everything for one model, and the numbers of several with --model-seeds."""
+def analyze(args, data):
+    """--mode analyze: 7a to 7e for one model; with --model-seeds, the numbers of 7b to 7d for several."""
     out = common.folder(args.out_dir, "addition")
-    model = obtain_model(args, data, own_data, args.model_seed)
+    model = obtain_model(args, data, args.model_seed)
     analyze_attention(model, data["test"][:2000], out)
     if model.num_digits == 3:
         for comment, (a, b) in EXAMPLES.items():
@@ -1052,17 +1013,15 @@ def analyze(args, data, own_data):
     for name, show in shows.items():
         common.write_json(out / "head_analysis" / f"{name}.json", found[name])
         show(found[name], out / "head_analysis" / f"{name}.png")
-    if args.model_seeds > 1:
-        table = {}
-        for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-            model = obtain_model(args, data, own_data, seed)
-            problems = all_problems(model.num_digits, args.leading_zeros)
-            errors = int((~is_right(model, problems, f"model seed {seed}, every problem")).sum())
-            if seed != args.model_seed:
-                found = analyze_heads(model, data, args.leading_zeros)
-            table[str(seed)] = {"errors on every problem": errors} | summary_of(found)
-        common.write_json(out / "head_analysis" / "seeds.json", table)
-        show_seeds(table, out / "head_analysis" / "seeds.png")
+    if args.model_seeds == 1:
+        return
+    seeds = {}
+    for seed in range(args.model_seed, args.model_seed + args.model_seeds):
+        model = obtain_model(args, data, seed)
+        errors = test_everything(model, args.leading_zeros)["errors"]
+        seeds[str(seed)] = {"errors": errors} | summary_of(analyze_heads(model, data, args.leading_zeros))
+        print(f"model seed {seed}: {seeds[str(seed)]}")
+    common.write_json(out / "head_analysis" / "seeds.json", seeds)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1072,19 +1031,16 @@ def analyze(args, data, own_data):
 def parse_problem(text, num_digits, leading_zeros):
     """Return (a, b) of "347+159" or of a record of a data file; UserError if the model was not trained for it."""
     if text.startswith("{"):
-        try:
-            return read_problem(json.loads(text), num_digits)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{text[:60]}: {error}; type a problem such as 347+159") from None
-    match = re.fullmatch(r"\s*([0-9]+)\s*\+\s*([0-9]+)\s*", text)
+        return read_problem(common.parse_json(text), num_digits, text[:60])
+    match = re.fullmatch(r"([0-9]+)\+([0-9]+)", re.sub(r"\s", "", text))
     if not match:
-        raise UserError(f"expected a problem such as 347+159, found {text.strip()[:40]!r}")
+        raise UserError(f"expected a problem such as 347+159, found {text[:40]!r}")
     low, count = operand_range(num_digits, leading_zeros)
     numbers = [number.lstrip("0") or "0" for number in match.groups()]
     for number in numbers:
         if len(number) > num_digits or int(number) < low:
-            raise UserError(f"{text.strip()[:40]}: this model was trained on numbers from {low} to {low + count - 1}; "
-                            f"type --num-digits, with --leading-zeros for shorter ones too, to train another")
+            raise UserError(f"{text[:40]}: this model was trained on numbers from {low} to {low + count - 1}; type "
+                            f"--num-digits, with --leading-zeros for shorter ones too, to train another")
     return int(numbers[0]), int(numbers[1])
 
 
@@ -1097,11 +1053,10 @@ def infer(args, model):
             for text in texts:
                 problems.append(parse_problem(text, model.num_digits, args.leading_zeros))
         finally:  # what comes before a wrong line is answered
-            if problems:
-                for (a, b), answer in zip(problems, solve(model, torch.tensor(problems))):
-                    print(f"{a}+{b}={answer}", flush=True)
-                    n_right += a + b == answer
-                n_asked += len(problems)
+            for (a, b), answer in zip(problems, solve(model, problems) if problems else []):
+                print(f"{a}+{b}={answer}", flush=True)
+                n_right += a + b == answer
+                n_asked += 1
     log(f"{n_right:,} of {n_asked:,} right")
 
 
@@ -1143,16 +1098,15 @@ def command_line():
 def main():
     """Do what --mode says."""
     args = command_line().parse_args()
-    args.questions = re.sub(r"\s*\+\s*", "+", " ".join(args.questions)).split() if "+" in args.questions else args.questions
+    if "+" in args.questions:  # 347 + 159 in three words
+        args.questions = [" ".join(args.questions)]
     args.mode = args.mode or ("infer" if args.questions else "all")
     if args.d_model % args.n_head:
         fitting = math.ceil(args.d_model / args.n_head) * args.n_head
         raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} equal heads; "
                         f"type --d-model {fitting}")
-    if args.mode == "infer" and not args.questions:
-        raise UserError("--mode infer needs problems; type them after it, as in --mode infer 347+159")
-    if args.questions and args.mode not in ("infer", "analyze"):
-        raise UserError(f"--mode {args.mode} takes no problems; leave them out, or leave --mode out to have them answered")
+    if (args.mode == "infer" and not args.questions) or (args.mode not in ("infer", "analyze") and args.questions):
+        raise UserError("problems go with --mode infer or analyze; type for example --mode infer 347+159")
     if args.reverse and args.mode in ("all", "analyze"):
         raise UserError("--mode analyze follows carries through answers that begin with the highest digit; "
                         "with --reverse type --mode train")
@@ -1161,20 +1115,19 @@ def main():
         generate_data(args)
     if args.mode == "gendata":
         return
-    data, own_data = load_data(args)
+    data = load_data(args)
     if args.mode in ("all", "train"):
         for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-            train(args, data, own_data, seed)
+            train(args, data, seed)
     if args.mode == "infer":
-        infer(args, obtain_model(args, data, own_data, args.model_seed))
+        infer(args, obtain_model(args, data, args.model_seed))
     elif args.questions:
-        model = obtain_model(args, data, own_data, args.model_seed)
-        out = common.folder(args.out_dir, "addition")
+        model = obtain_model(args, data, args.model_seed)
         for text in args.questions:
             a, b = parse_problem(text, args.num_digits, args.leading_zeros)
-            print(draw_example(model, a, b, "", out))
-    elif args.mode in ("all", "analyze"):
-        analyze(args, data, own_data)
+            print(draw_example(model, a, b, "", common.folder(args.out_dir, "addition")))
+    elif args.mode != "train":
+        analyze(args, data)
 
 
 if __name__ == "__main__":

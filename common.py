@@ -120,14 +120,17 @@ def write_json(path, value):
         temporary.write_bytes((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_json(path, default=None):
-    """Return the JSON value in a file, or `default` if there is no such file; UserError if it is not JSON."""
+def parse_json(text, place=None):
+    """Return the value of a JSON text; UserError names its place if it is no JSON."""
     try:
-        return json.loads(Path(path).read_bytes().decode())
-    except FileNotFoundError:
-        return default
+        return json.loads(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is not a JSON file; remove it and type the same command again") from None
+        raise UserError(f"{place or str(text)[:60]} is not JSON; mend it or remove it") from None
+
+
+def read_json(path, default):
+    """Return the JSON value in a file, or `default` if there is no such file."""
+    return parse_json(path.read_bytes(), path) if path.exists() else default
 
 
 # ------------------------------------------------------------------------------------------------
@@ -135,6 +138,11 @@ def read_json(path, default=None):
 #
 # settings.json holds a hash of each file. Files without it, or changed since, are the user's own: they are used as they
 # are, and nothing here ever replaces them.
+
+
+def has_data(folder):
+    """Whether there is any data file, whoever made it."""
+    return any(Path(folder).glob("*.json*"))
 
 
 def data_files(folder):
@@ -176,6 +184,8 @@ def write_data(folder, records, settings):
         if folder.exists():
             folder.rename(Path(temporary, "old"))
         new.rename(folder)
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in records.items())
+    log(f"data: wrote {folder} with seed {settings['seed']}: {sizes}")
 
 
 def check_settings(folder, wanted):
@@ -204,19 +214,16 @@ def read_records(path):
         raise UserError(f"{lines} is missing; put it there, choose another --data-dir, or remove {lines.parent} "
                         f"to have all data made anew")
     records = []
-    if not lines.exists():
-        found = read_json(array)
-        if not isinstance(found, list):
-            raise UserError(f"{array}: expected a JSON array of records; mend it or choose another --data-dir")
-        for index, record in enumerate(found):
+    if lines.exists():
+        for number, line in enumerate(lines.read_bytes().splitlines(), start=1):
+            place = f"{lines}, line {number}"
+            records.append((place, parse_json(line, place)))
+    else:
+        found = parse_json(array.read_bytes(), array)
+        for index, record in enumerate(found if isinstance(found, list) else [found]):
             records.append((f"{array}, index {index}", record))
-        return records
-    for number, line in enumerate(lines.read_bytes().splitlines(), start=1):
-        place = f"{lines}, line {number}"
-        try:
-            records.append((place, json.loads(line.decode())))
-        except (ValueError, RecursionError):
-            raise UserError(f"{place}: not JSON; mend the line or choose another --data-dir") from None
+    if not records:
+        raise UserError(f"{lines if lines.exists() else array} holds no record; add some or choose another --data-dir")
     return records
 
 
@@ -234,9 +241,9 @@ def difference(found, wanted):
 # ------------------------------------------------------------------------------------------------
 # Models on disk
 
-def config_of(args, script, model_seed, own_data):
+def config_of(args, script, model_seed):
     """All that a model depends on: saved with it, and compared before it is used."""
-    config = vars(args) | {"script": script, "model_seed": model_seed, "own_data": own_data}
+    config = vars(args) | {"script": script, "model_seed": model_seed}
     for name in ("mode", "questions", "model_seeds", "data_dir", "out_dir", "device", "threads"):
         del config[name]
     return config
@@ -274,7 +281,7 @@ def load_model(path, script, build):
 
 
 def find_model(out_dir, names, config, build):
-    """Return the model of exactly this configuration: from out_dir, else from the reference results, else None."""
+    """Return the model of exactly this configuration: from out_dir, else from the reference results, else None (train one)."""
     for top in (Path(out_dir), REFERENCE):
         for name in names:
             path = top / name
@@ -286,6 +293,7 @@ def find_model(out_dir, names, config, build):
                 return model
             if model.config["model_seed"] == config["model_seed"]:
                 log(f"model: {path} is not used: it has {difference(model.config, config)}")
+    log("model: none with these settings, training one")
     return None
 
 

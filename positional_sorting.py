@@ -22,7 +22,6 @@ Left out on purpose: dropout, a class token (we pool instead), and attention exp
 of attention_addition.py. The code runs on torch >= 2.0.
 """
 import itertools
-import json
 import math
 import random
 import re
@@ -127,7 +126,6 @@ def generate_data(args):
 
     --kinds and --narrow change the training lists only. The lists that measure always have all kinds in equal shares.
     """
-    folder = Path(args.data_dir) / "sorting"
     seen = set()
     records = {}
     sets = [("test", args.n_test, LENGTHS), ("val", args.n_val, LENGTHS), ("train", args.n_train, TRAINING_LENGTHS)]
@@ -137,26 +135,23 @@ def generate_data(args):
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (UNSORTED, 0.5)
         records[name] = draw_records(rng, n, kinds, narrow, lengths, seen)
-    common.write_data(folder, records, data_settings(args))
-    log(f"data: wrote {args.n_train:,} train, {args.n_val:,} val and {args.n_test:,} test lists, and {args.n_long:,} of "
-        f"each length {', '.join(map(str, args.lengths))}, to {folder}, seed {args.seed}")
+    common.write_data(Path(args.data_dir) / "sorting", records, data_settings(args))
 
 
-def read_list(record):
-    """Return (numbers, kind as an index into KINDS) of a record; ValueError names the key at fault."""
-    if not isinstance(record, dict):
-        raise ValueError("expected an object with the keys sequence and is_sorted")
-    numbers = record.get("sequence")
+def read_list(record, place):
+    """Return (numbers, kind as an index into KINDS) of a record; UserError names its place and the key at fault."""
+    numbers = record.get("sequence") if isinstance(record, dict) else None
     if not isinstance(numbers, list) or len(numbers) < 2 or not all(type(x) is int and 0 <= x <= 99 for x in numbers):
-        raise ValueError(f'"sequence": expected two or more whole numbers from 0 to 99, found {str(numbers)[:60]}')
+        raise UserError(f'{place}: "sequence": expected two or more whole numbers from 0 to 99, found '
+                        f"{str(numbers)[:60]}; mend it or choose another --data-dir")
     truth = is_sorted(numbers)
-    kind = record.get("kind", "sorted" if truth else "unsorted")
-    expected = {"is_sorted": truth, "length": len(numbers), "kind": kind}
-    for key, value in expected.items():
-        if record.get(key, value if key != "is_sorted" else None) != value:
-            raise ValueError(f'"{key}": expected {value} for {str(numbers)[:60]}, found {record.get(key)}')
+    kind = record.get("kind", "sorted" if truth else "unsorted")  # only our own records state it
+    for key, expected in {"is_sorted": truth, "length": len(numbers)}.items():
+        if record.get(key) != expected:
+            raise UserError(f'{place}: "{key}": expected {expected} for {str(numbers)[:60]}, found {record.get(key)}; '
+                            f"mend it or choose another --data-dir")
     if kind not in KINDS or (kind == "sorted") != bool(truth):
-        raise ValueError(f'"kind": {str(kind)[:40]!r} does not fit {str(numbers)[:60]}')
+        raise UserError(f'{place}: "kind": {str(kind)[:40]!r} does not fit {str(numbers)[:60]}; mend it or leave it out')
     return numbers, KINDS.index(kind)
 
 
@@ -167,29 +162,19 @@ def pad(lists):
 
 
 def load_data(args, names):
-    """Return {name: (lists (N, T), kinds (N,))} and, if the files are the user's own, a name for them (else None).
-
-    Data that are not there are made. UserError if they were made with other settings, or a record is wrong.
-    """
+    """Return {name: (lists (N, T), kinds (N,))}, made first if there are none; UserError if other settings made them."""
     folder = Path(args.data_dir) / "sorting"
-    if not any(folder.glob("*.json*")):
+    if not common.has_data(folder):
         generate_data(args)
-    own = common.check_settings(folder, data_settings(args))
+    args.own_data = common.check_settings(folder, data_settings(args))
     data = {}
     for name in names:
-        lists = []
-        kinds = []
-        for place, record in common.read_records(folder / name):
-            try:
-                numbers, kind = read_list(record)
-            except ValueError as error:
-                raise UserError(f"{place}: {error}; mend it or choose another --data-dir") from None
-            lists.append(numbers)
-            kinds.append(kind)
-        if 0 not in kinds or max(kinds) == 0:
-            raise UserError(f"{folder / name}.jsonl must hold sorted and unsorted lists; add some of both")
-        data[name] = (pad(lists), torch.tensor(kinds))
-    return data, own
+        records = [read_list(record, place) for place, record in common.read_records(folder / name)]
+        kinds = torch.tensor([kind for _, kind in records])
+        if (kinds > 0).all() or (kinds == 0).all():
+            raise UserError(f"{folder / name} must hold sorted and unsorted lists; add some of both")
+        data[name] = (pad([numbers for numbers, _ in records]), kinds)
+    return data
 
 
 # ------------------------------------------------------------------------------------------------
@@ -480,9 +465,9 @@ SCRIPT = "positional_sorting.py"
 ALL_STARTS = "0-240"  # with 16 numbers, a list that starts at 240 ends at position 255
 
 
-def config_of(args, pe, model_seed, own_data, random_start=None):
+def config_of(args, pe, model_seed, random_start=None):
     """All that a model depends on: saved with it, and compared before it is used."""
-    config = common.config_of(args, SCRIPT, model_seed, own_data)
+    config = common.config_of(args, SCRIPT, model_seed)
     for name in ("lengths", "n_long"):
         del config[name]
     return config | {"pe": pe, "random_start": random_start if encodings()[pe].absolute else None}
@@ -592,13 +577,10 @@ def train(args, config, data):
 
 def obtain_model(args, config, data):
     """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
-    name = setting_of(config)
-    names = [f"sorting/{name}/best_model.pth", f"sorting/{name}/seeds/{config['model_seed']}.pth"]
+    folder = f"sorting/{setting_of(config)}"
+    names = [f"{folder}/best_model.pth", f"{folder}/seeds/{config['model_seed']}.pth"]
     model = common.find_model(args.out_dir, names, config, SortednessEncoder)
-    if model is None:
-        log(f"model: none of {name} with these settings and model seed {config['model_seed']}, training one")
-        model = train(args, config, data)
-    return model.to(args.device)
+    return (model or train(args, config, data)).to(args.device)
 
 
 def load(path):
@@ -607,7 +589,7 @@ def load(path):
     >>> model = load(common.REFERENCE / "sorting" / "alibi-causal" / "best_model.pth")
     >>> solve(model, [[3, 15, 27, 41, 55, 61, 70, 88], [3, 15, 27, 41, 55, 61, 88, 70]])
     [True, False]
-    >>> attention_of(model, torch.tensor([[3, 15, 27, 41, 55, 61, 88, 70]]))["L0.H1"].shape  # (N, T, T)
+    >>> attention_of(model, [[3, 15, 27, 41, 55, 61, 88, 70]])["L0.H1"].shape  # (N, T, T)
     torch.Size([1, 8, 8])
     """
     return common.load_model(path, SCRIPT, SortednessEncoder)
@@ -654,7 +636,7 @@ def settings_text(causal, random_start):
     return text + ", random starts" if random_start else text
 
 
-def extrapolate(args, data, own_data):
+def extrapolate(args, data):
     """--mode extrapolate: test every encoding and model seed on lists of every length; train the models that are missing.
 
     A run adds or replaces its own entries in extrapolation_results.json and leaves the others.
@@ -666,7 +648,7 @@ def extrapolate(args, data, own_data):
         tables = []
         seeds = list(range(args.model_seed, args.model_seed + args.model_seeds))
         for seed in seeds:
-            config = config_of(args, pe, seed, own_data, args.random_start)
+            config = config_of(args, pe, seed, args.random_start)
             tables.append(test_lengths(args, obtain_model(args, config, data), data))
         results[setting_of(config)] = {
             "pe": pe, "causal": args.causal, "random_start": config["random_start"], "seeds": seeds,
@@ -732,11 +714,11 @@ def show_kinds(results, args, out):
 # only, all have the causal mask.
 
 
-def models_of(args, data, own_data, pe, causal=True, random_start=None):
+def models_of(args, data, pe, causal=True, random_start=None):
     """The models of an encoding in a setting, one per model seed."""
     models = []
     for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-        config = config_of(args, pe, seed, own_data, random_start) | {"causal": causal}
+        config = config_of(args, pe, seed, random_start) | {"causal": causal}
         models.append(obtain_model(args, config, data))
     return models
 
@@ -901,10 +883,10 @@ def wrong_pairs(model):
 
 
 def attention_of(model, lists):
-    """The attention weights of every head on lists (N, T): {"L0.H0": (N, T, T), ...}."""
+    """The attention weights of every head on lists: {"L0.H0": (N, T, T), ...}."""
     modules = [block.attention.weights for block in model.blocks]
     with torch.inference_mode(), common.recording(modules) as seen:
-        model(lists.to(model.norm.weight.device))
+        model(pad(lists).to(model.norm.weight.device))
     weights = {}
     for i, module in enumerate(modules):
         for h in range(seen[module].shape[1]):
@@ -915,7 +897,7 @@ def attention_of(model, lists):
 def show_algorithm(model, found, path):
     """Draw the heads of the first layer on a list with one swap, the answers for all pairs, and the patching."""
     numbers = [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
-    weights = {head: w[0] for head, w in attention_of(model, torch.tensor([numbers])).items() if head.startswith("L0")}
+    weights = {head: w[0] for head, w in attention_of(model, [numbers]).items() if head.startswith("L0")}
     pairs, wrong = wrong_pairs(model)
     n = len(weights)
     with common.figure(path, (3.3 * (n + 2), 3.6), columns=n + 2,
@@ -935,12 +917,12 @@ def show_algorithm(model, found, path):
                         ylabel="now called unsorted (%)")
 
 
-def analyze(args, data, own_data):
+def analyze(args, data):
     """--mode analyze: the experiments 7a to 7d, over the model seeds that the flags name."""
     out = common.folder(args.out_dir, "sorting", "analysis")
     longest = args.lengths[-1]
     found = {"seeds": list(range(args.model_seed, args.model_seed + args.model_seeds))}
-    learned = models_of(args, data, own_data, "learned", causal=False)
+    learned = models_of(args, data, "learned", causal=False)
     path = common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png"
     found["table"] = show_table(learned[0], path)
     print(f"learned table: cosine of trained and initial row at least {min(found['table'][16:]):.4f} from position 16 on, "
@@ -948,7 +930,7 @@ def analyze(args, data, own_data):
     positions = {}
     for pe, encoding in encodings().items():
         for random_start in (None, ALL_STARTS) if encoding.absolute else (None,):
-            models = models_of(args, data, own_data, pe, random_start=random_start)
+            models = models_of(args, data, pe, random_start=random_start)
             positions[setting_of(models[0].config)] = measure_positions(models, data, longest)
     found["positions"] = positions
     show_positions(positions, longest, out / "positions.png")
@@ -956,11 +938,11 @@ def analyze(args, data, own_data):
     for band in BANDS:
         found["bands"][band] = {}
         for pe in ("sinusoidal", "learned"):
-            models = models_of(args, data, own_data, pe, random_start=band)
+            models = models_of(args, data, pe, random_start=band)
             found["bands"][band][pe] = [[accuracy_of(model, data["extrapolation/16"], start) for start in BAND_STARTS]
                                         for model in models]
     show_bands(found["bands"], out / "bands.png")
-    alibi = models_of(args, data, own_data, "alibi")
+    alibi = models_of(args, data, "alibi")
     swaps = {}
     for length in args.lengths:
         swaps[str(length)] = [inspect_swaps(model, data[f"extrapolation/{length}"]) for model in alibi]
@@ -986,10 +968,7 @@ MAX_ASKED = 4096  # numbers in one list: attention takes memory in proportion to
 def parse_list(text, model):
     """Return the numbers of "3 15 27", "3, 15, 27" or a record of a data file; UserError if it holds anything else."""
     if text.startswith("{"):
-        try:
-            return read_list(json.loads(text))[0]
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'{text[:60]}: {error}; type a list such as "3 15 27 41"') from None
+        return read_list(common.parse_json(text), text[:60])[0]
     if not re.fullmatch(r"\s*[0-9]{1,9}(?:(?:\s*,\s*|\s+)[0-9]{1,9})*\s*", text):
         raise UserError(f'expected numbers such as "3 15 27 41", found {text.strip()[:40]!r}')
     numbers = [int(number) for number in re.findall(r"[0-9]+", text)]
@@ -1134,17 +1113,17 @@ def main():
     names = list(SPLITS)
     if args.mode in ("all", "extrapolate", "analyze"):
         names += [f"extrapolation/{length}" for length in args.lengths]
-    data, own_data = load_data(args, names)
+    data = load_data(args, names)
     if args.mode in ("all", "train"):
         for pe in args.pe:
             for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-                train(args, config_of(args, pe, seed, own_data, args.random_start), data)
+                train(args, config_of(args, pe, seed, args.random_start), data)
     if args.mode in ("all", "extrapolate"):
-        extrapolate(args, data, own_data)
+        extrapolate(args, data)
     if args.mode in ("all", "analyze"):
-        analyze(args, data, own_data)
+        analyze(args, data)
     if args.mode == "infer":
-        infer(args, obtain_model(args, config_of(args, args.pe[0], args.model_seed, own_data, args.random_start), data))
+        infer(args, obtain_model(args, config_of(args, args.pe[0], args.model_seed, args.random_start), data))
 
 
 if __name__ == "__main__":
