@@ -1,23 +1,21 @@
 """How does a transformer add?  Attention from scratch, on a problem small enough to check completely.
 
 An encoder reads a problem such as `347+159` one character at a time. A decoder generates the sum `0506` one digit at a
-time. Nobody tells them what a digit is worth, what a column is or what a carry is. The model learns from 10,000
-problems. Then it is tested on all 810,000 that exist. Then we look inside: which tokens does each head attend to,
-which heads can be removed, and which heads move the carry?
+time. Nobody tells them what a digit is worth or what a carry is. The model learns from 10,000 problems. Then it is tested
+on all 810,000 that exist (1% of them were in training). Then we look inside: which tokens does each head attend to, which
+heads can be removed, and which heads move the carry?
 
-    python attention_addition.py 347+159 999+999        ask the trained model, two seconds
-    python attention_addition.py                        data, training, analysis: about a minute
-    python attention_addition.py --mode gendata         write data/addition/*.jsonl
-    python attention_addition.py --mode train           train, then test on every problem there is
-    python attention_addition.py --mode analyze         look inside
-    python attention_addition.py --help                 all flags
+  python attention_addition.py 347+159 999+999           ask the trained model, two seconds
+  python attention_addition.py                           data, training, analysis: about a minute
+  python attention_addition.py --mode train --steps 500  a shorter training, results in out/addition
+  python attention_addition.py --mode analyze            look inside
+  python attention_addition.py --mode analyze 582+417    draw all heads on this problem
 
 Read it from the top: the task, the data, attention, the model, decoding and scoring, training, looking inside, the
-command line. Comments give the shape of each tensor. B is the batch, or N the number of problems; n the digits of a
-number; T the queries and S the keys; C = d_model channels, of which each head has d_head = C / n_head.
+command line. Comments give the shape of each tensor: B problems in a batch or N in all, n digits in a number, C channels.
 
-Left out on purpose: dropout, label smoothing, beam search and a cache of keys and values. Ten thousand problems and
-answers of four digits need none of them. The code runs on torch >= 2.0.
+Left out on purpose: dropout, label smoothing, beam search, and a cache of keys and values. The model reaches 100% without
+them. The code runs on torch >= 2.0.
 """
 import math
 import random
@@ -36,13 +34,12 @@ import torch.nn.functional as F
 # 1. The task and its tokens
 #
 # Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer (often called BOS). A problem of two
-# n-digit numbers has 2n + 1 source tokens. Its target has n + 1 digits, the most significant first:
+# n-digit numbers has 2n + 1 source tokens. Its target has n + 1 digits, the most significant first, so it may begin with 0:
 #
 #     347+159   source 3 4 7 + 1 5 9    target 0 5 0 6
 #
-# The decoder receives the start token and the digits generated so far, and predicts the next digit. Without a start
-# token the first digit would have to be given to the decoder, and it would never learn to predict it. Published
-# solutions of this task make that mistake: they report 93 to 100%, and decoded greedily they get 0 to 55%.
+# The decoder predicts each digit from the digits before it. The first digit has none before it, hence the start token.
+# A decoder that is given the first digit instead never learns to predict it.
 
 PLUS = 10
 START = 11
@@ -70,25 +67,29 @@ def tokenize(problems, num_digits):
 def carries(problems, num_digits):
     """Which columns carry into the next one: (N, 2) -> (N, n) booleans, units first.
 
-    A column carries exactly if the digits in it and to its right sum to more than fits there.
+    The tens of 347+159 carry, because 47 + 59 is 100 or more.
     """
     a, b = problems.T
-    place = 10 ** torch.arange(1, num_digits + 1)
-    return a[:, None] % place + b[:, None] % place >= place
+    power = 10 ** torch.arange(1, num_digits + 1)  # (n,): 10, 100, 1000
+    return a[:, None] % power + b[:, None] % power >= power
 
 
 # ------------------------------------------------------------------------------------------------
 # 2. The data
 #
-# a+b and b+a count as one problem: with one in training and the other in the test set, the test would be easier than
-# it looks. So each unordered pair is drawn at most once. The files are JSON Lines, one record per line:
+# The files are JSON Lines, one record per line:
 #
 #     {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}
 #
+# 507+159 and 159+507 have the same sum, and so has 557+109: the two digits of a column may change places. With one of
+# them in training and another in the test set, the test would be easier than it looks. So of all problems with the same
+# two digits in each column at most one is drawn.
+#
 # The hard cases of addition are rare in random problems. If a column sums to nine, it passes on the carry that arrives:
-# 347+652 is 0999, but 348+652 is 1000, so the first digit depends on the last one. A model trained on random problems
-# can be right on all 2,000 test problems and still answer 112+387=599. So about half of the training problems
-# (--cascades) have columns changed to sum to nine or ten. Validation and test problems stay purely random.
+# 347+652 is 0999, but 348+652 is 1000. Such a carry through several columns is called a cascade. Sums such as 0+0 and 9+9
+# are rare too. So half of the training problems (--cascades) are drawn by the sum of each column: nine or ten half of the
+# time, else any possible sum, all equally likely. Validation and test problems stay random.
+# VERDICT_CASCADES
 
 SPLITS = ("train", "val", "test")
 
@@ -99,38 +100,46 @@ def operand_range(num_digits, leading_zeros):
     return low, 10 ** num_digits - low
 
 
-def make_cascade(a, b, num_digits, rng):
-    """Return b with most of its digits replaced so that their columns sum to nine or to ten."""
-    digits = ""
+def draw_cascade(num_digits, leading_zeros, rng):
+    """Draw a problem (a, b) by the sums of its columns."""
+    a = b = 0
     for k in range(num_digits):
-        x = int(f"{a:0{num_digits}}"[k])
-        y = int(f"{b:0{num_digits}}"[k])
-        if rng.random() < 0.7:
+        low = 1 if k == 0 and not leading_zeros else 0  # the smallest digit
+        total = 2 * low + int((19 - 2 * low) * rng.random())
+        if rng.random() < 0.5:
             total = 9 + int(2 * rng.random())
-            y = min(9, total - x)  # no digit makes 0 + y ten
-        digits += str(y)
-    return int(digits)
+        smallest = max(low, total - 9)
+        largest = min(9, total - low)
+        digit = smallest + int((largest - smallest + 1) * rng.random())
+        a = 10 * a + digit
+        b = 10 * b + total - digit
+    return a, b
+
+
+def columns_of(a, b, num_digits):
+    """The two digits of each column, the smaller one first: (507, 159) -> ((1, 5), (0, 5), (7, 9))."""
+    return tuple(tuple(sorted(pair)) for pair in zip(f"{a:0{num_digits}}", f"{b:0{num_digits}}"))
 
 
 def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
-    """Draw different problems, no two of them mirror images: {split: list of (a, b)} for sizes {split: n}.
+    """Draw problems, no two with the same digits in each column: {split: list of (a, b)} for sizes {split: n}.
 
-    Test and validation problems are drawn first. random.random() is the one generator of Python's that is promised to
-    give the same numbers in every version.
+    random.random() gives the same numbers in every version of Python.
     """
     low, count = operand_range(num_digits, leading_zeros)
     rng = random.Random(seed)
     seen = set()
     problems = {split: [] for split in SPLITS}
-    for split in reversed(SPLITS):
+    for split in ("test", "val", "train"):
         while len(problems[split]) < sizes[split]:
-            a = low + int(count * rng.random())
-            b = low + int(count * rng.random())
             if split == "train" and rng.random() < cascades:
-                b = make_cascade(a, b, num_digits, rng)
-            pair = (min(a, b), max(a, b))
-            if b >= low and pair not in seen:  # a cascade may have begun with a zero
-                seen.add(pair)
+                a, b = draw_cascade(num_digits, leading_zeros, rng)
+            else:
+                a = low + int(count * rng.random())
+                b = low + int(count * rng.random())
+            columns = columns_of(a, b, num_digits)
+            if columns not in seen:
+                seen.add(columns)
                 problems[split].append((a, b))
     return problems
 
@@ -144,11 +153,10 @@ def data_settings(args):
 def generate_data(args):
     """--mode gendata: write train.jsonl, val.jsonl and test.jsonl. UserError if there are too few problems."""
     sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
-    _, count = operand_range(args.num_digits, args.leading_zeros)
-    n_pairs = count * (count + 1) // 2
-    if sum(sizes.values()) > n_pairs:
-        raise UserError(f"there are only {n_pairs:,} problems of {args.num_digits} digits (a+b and b+a count as one); "
-                        f"type --n-train {n_pairs * 5 // 7} --n-val {n_pairs // 7} --n-test {n_pairs // 7}")
+    n_different = (55 if args.leading_zeros else 45) * 55 ** (args.num_digits - 1)  # pairs of digits, column by column
+    if sum(sizes.values()) > n_different:
+        raise UserError(f"there are only {n_different:,} problems of {args.num_digits} digits that differ in the digits of a "
+                        f"column; type --n-train {n_different // 2} --n-val {n_different // 8} --n-test {n_different // 8}")
     drawn = draw_problems(args.num_digits, args.leading_zeros, sizes, args.cascades, args.seed)
     records = {}
     for split, problems in drawn.items():
@@ -191,49 +199,49 @@ def load_data(args):
 # ------------------------------------------------------------------------------------------------
 # 3. Attention, in four steps
 #
-# Three learned matrices turn the hidden state of each token into a query q (what it looks for), a key k (what it is
-# found by) and a value v (what it passes on).
+# Each token is first turned into a vector of C numbers (channels), its embedding, plus a vector for its position. This
+# vector is changed layer by layer and is called the hidden state of the token. Three learned matrices turn it into a
+# query q (what the token looks for), a key k (what it is found by) and a value v (what it passes on).
 #
 # Step 1, one query: a soft dictionary look-up. A dictionary compares a query with its keys and returns the value of
-# the key that matches. Attention compares the query with all keys by dot products, turns these scores into weights
+# the key that matches. Attention compares the query with all S keys by dot products, turns these scores into weights
 # that sum to 1, and returns the weighted mean of all values. Every part of this is differentiable.
 #
-#     weights = softmax(q k^T / sqrt(d))   q (d,), k (S, d): (S,)        output = weights v   v (S, e): (e,)
+#     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,)
+#     output = weights v                   v (S, d_v) -> (d_v,)
 #
-# Step 2, all queries at once: with q (T, d) the same formula gives weights (T, S) and outputs (T, e), as two matrix
-# products.
+# Step 2, all T queries at once: with q (T, d) two matrix products give weights (T, S) and outputs (T, d_v).
 #
-# Step 3, a mask: a score of -infinity becomes a weight of 0. This hides from the decoder the digits that it has yet to
-# generate.
+# Step 3, a mask: a score of -infinity becomes a weight of 0. In training the decoder reads the whole correct answer in
+# one pass. Without a mask, each position could read the digit that it is to predict.
 #
-# Step 4, several heads: the weights of one softmax sum to 1, so a head that attends to two tokens blends them. So the
-# channels are cut into n_head groups of d_head = C / n_head. Each group has its own attention pattern, and the outputs
-# are concatenated.
+# Step 4, several heads: one softmax gives each query one set of weights. A digit of the sum needs several things at
+# once: the two digits of its column, and whether the columns to the right carry. So the channels are cut into n_head
+# groups of d_head = C / n_head. Each group (head) has its own weights, and the outputs are concatenated.
 
 
 def softmax(scores):
     """Turn each row of scores (..., S) into positive weights that sum to 1, or into zeros if all are -infinity.
 
-    Subtracting the largest score changes nothing, since e^(a - m) / sum e^(b - m) = e^a / sum e^b, and keeps e^score
-    from overflowing. A row of nothing but -infinity would give -infinity - (-infinity) = NaN. Such a row belongs to a
-    query that may attend to no key, for example if all keys are padding. (None occurs in this script.) The first clamp
-    makes the largest score finite, so that all e^score are 0; the second one divides by 1 instead of by their sum 0.
-    torch.softmax does the same but for such rows, and is slower on rows as short as ours.
+    Subtracting the largest score changes nothing, since it cancels, and keeps exp from overflowing. The largest term
+    becomes exp(0) = 1, so the sum is at least 1. A row of nothing but -infinity belongs to a query that may attend to no
+    key, for example if all keys are padding. There the largest score is -infinity too, and their difference is NaN, in
+    torch.softmax as well. The two clamps make zeros of such a row and change no other. (Our masks leave every query a key.)
     """
     largest = scores.detach().amax(dim=-1, keepdim=True)  # (..., 1); it cancels, so it needs no gradient
     largest = largest.clamp(min=torch.finfo(scores.dtype).min)
-    weights = (scores - largest).exp()  # (..., S), the largest is e^0 = 1
+    weights = (scores - largest).exp()  # (..., S)
     return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 def scaled_dot_product_attention(q, k, v, mask=None):
     """Steps 1 to 3: softmax(q k^T / sqrt(d)) v, "Attention Is All You Need" (Vaswani et al. 2017), section 3.2.1.
 
-    q (..., T, d), k (..., S, d), v (..., S, e); mask, broadcast to (..., T, S), is True where a query may attend.
-    Returns the output (..., T, e) and the weights (..., T, S).
+    q (..., T, d), k (..., S, d), v (..., S, d_v); mask, broadcast to (..., T, S), is True where a query may attend.
+    Returns the output (..., T, d_v) and the weights (..., T, S).
 
-    By hand: with d = 4 the scores are divided by 2. The query scores 2 ln 3 / 2 = ln 3 with the first key and 0 with
-    the second. The weights are e^(ln 3) : e^0 = 3 : 1, so the output is 3/4 of the first value and 1/4 of the second.
+    By hand: the dot products of the query with the two keys are 2 ln 3 and 0. Divided by sqrt(4) they are ln 3 and 0. The
+    weights are as exp(ln 3) : exp(0) = 3 : 1, so the output is 3/4 of the first value and 1/4 of the second.
 
     >>> q = torch.tensor([[2 * math.log(3), 0, 0, 0]])
     >>> k = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]])
@@ -252,7 +260,7 @@ def scaled_dot_product_attention(q, k, v, mask=None):
 
 
 class MultiHeadAttention(nn.Module):
-    """Step 4: n_head attentions side by side, each on its own d_model / n_head channels (section 3.2.2).
+    """Step 4: n_head attentions side by side, each on its own channels (Vaswani et al. 2017, section 3.2.2).
 
     The queries come from x (B, T, C), the keys and values from memory (B, S, C). In self-attention both are the same
     tensor. In cross-attention memory is the output of the encoder.
@@ -262,27 +270,30 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.n_head = n_head
         self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)  # two matrices in one, for speed
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # nn.Linear draws weights of variance 1/(3C), which gives q and k a variance of 1/3 and makes every head attend
-        # evenly at first. Doubled weights give 4/3: heads differ from the start, and the loss falls sooner.
+        # nn.Linear draws small weights, with which every head attends nearly evenly at first. Doubled weights of q and k
+        # let the heads differ from the start.
         with torch.no_grad():
             self.query.weight.mul_(2)
-            self.key_value.weight[:d_model].mul_(2)
-        # nn.Identity returns its input. It gives a tensor a name, so that section 7 can record or replace it.
+            self.key.weight.mul_(2)
+        # PyTorch can call a function of ours (a hook) on the output of any module. nn.Identity returns its input: it makes
+        # a module of a point in the computation, where section 7 can record or replace the tensor.
         self.weights = nn.Identity()  # (B, n_head, T, S)
         self.heads = nn.Identity()    # (B, n_head, T, d_head), the head outputs
 
-    def split(self, x):
+    def split_heads(self, x):
         """Cut the channels into heads: (B, tokens, C) -> (B, n_head, tokens, d_head)."""
         B, tokens, C = x.shape
         return x.view(B, tokens, self.n_head, C // self.n_head).transpose(1, 2)
 
     def forward(self, x, memory, mask=None):
         B, T, C = x.shape
-        q = self.split(self.query(x))                                 # (B, n_head, T, d_head)
-        k, v = self.key_value(memory).chunk(2, dim=-1)                # (B, S, C) each
-        heads, weights = scaled_dot_product_attention(q, self.split(k), self.split(v), mask)
+        q = self.split_heads(self.query(x))                           # (B, n_head, T, d_head)
+        k = self.split_heads(self.key(memory))                        # (B, n_head, S, d_head)
+        v = self.split_heads(self.value(memory))                      # (B, n_head, S, d_head)
+        heads, weights = scaled_dot_product_attention(q, k, v, mask)
         self.weights(weights)                                         # (B, n_head, T, S), for recording only
         heads = self.heads(heads)                                     # (B, n_head, T, d_head)
         return self.output(heads.transpose(1, 2).reshape(B, T, C))    # heads concatenated, then mixed: (B, T, C)
@@ -292,11 +303,13 @@ class MultiHeadAttention(nn.Module):
 # 4. The model
 #
 # A block is made of sublayers: attention moves information between tokens, the feed-forward network works on each
-# token alone. Every sublayer adds its result to x, which is called the residual stream.
+# token alone. Every sublayer adds its result to the hidden state x (a residual connection), so it only has to learn a
+# change. The running sum x is called the residual stream.
 #
-# The sublayer reads a normalised copy of x (pre-norm). In the paper the sum is normalised instead (post-norm), so the
-# gradient of an early layer passes through every later LayerNorm. With pre-norm it has a path of plain additions,
-# which makes training more stable (Xiong et al. 2020). The sum grows from block to block, so a final norm is needed.
+# Each sublayer reads a normalised copy of x (pre-norm). The original transformer normalises the sum instead (post-norm).
+# There the gradient must pass every later LayerNorm on its way back to an early layer. With pre-norm it has a path of
+# plain additions, which makes training more stable (Xiong et al. 2020). But the sum grows from sublayer to sublayer, so a
+# final norm is needed before the logits.
 
 
 def feed_forward(d_model, d_ff):
@@ -340,10 +353,9 @@ class DecoderBlock(nn.Module):
 
 
 class Adder(nn.Module):
-    """An encoder-decoder transformer from problems of n digits to their sums; config holds the flags of section 8.
+    """An encoder-decoder transformer from problems of n digits to their sums; config is a dictionary of the flags.
 
-    With --reverse it generates the units digit first, as we add on paper. Outside of decode() digits always stand in
-    reading order.
+    With --reverse it generates the units digit first, as we add on paper. Arguments and results are in reading order.
     """
 
     def __init__(self, config):
@@ -354,8 +366,9 @@ class Adder(nn.Module):
         d_model = config["d_model"]
         sizes = (d_model, config["n_head"], config["d_ff"])
         self.token_embedding = nn.Embedding(N_TOKENS, d_model)
-        self.source_position = nn.Embedding(2 * self.num_digits + 1, d_model)  # attention ignores the order of its keys,
-        self.target_position = nn.Embedding(self.num_digits + 1, d_model)      # so each position has a learned vector
+        # Attention ignores the order of its keys, so each position has a learned vector.
+        self.source_position = nn.Embedding(2 * self.num_digits + 1, d_model)
+        self.target_position = nn.Embedding(self.num_digits + 1, d_model)
         self.encoder = nn.ModuleList(EncoderBlock(*sizes) for _ in range(config["n_layer"]))
         self.decoder = nn.ModuleList(DecoderBlock(*sizes) for _ in range(config["n_layer"]))
         self.encoder_norm = nn.LayerNorm(d_model)
@@ -372,7 +385,10 @@ class Adder(nn.Module):
         return self.encoder_norm(x)
 
     def decode(self, answer, memory):
-        """answer (B, T), the start token and the digits so far -> logits (B, T, 10) of the digit after each."""
+        """answer (B, T), the start token and the digits so far -> logits (B, T, 10) of the digit after each.
+
+        Here digits are in the order of generation.
+        """
         T = answer.shape[1]
         causal_mask = torch.ones(T, T, dtype=torch.bool, device=answer.device).tril()  # (T, T)
         x = self.token_embedding(answer) + self.target_position.weight[:T]             # (B, T, C)
@@ -385,7 +401,7 @@ class Adder(nn.Module):
         return digits.flip(1) if self.reverse else digits
 
     def forward(self, source, target):
-        """Teacher forcing: logits (B, n+1, 10) of each digit, given the right digits before it."""
+        """Teacher forcing: logits (B, n+1, 10) of each digit, given the correct digits before it."""
         start = torch.full_like(target[:, :1], START)
         answer = torch.cat([start, self.reorder(target)[:, :-1]], dim=1)  # (B, n+1)
         return self.reorder(self.decode(answer, self.encode(source)))
@@ -394,8 +410,11 @@ class Adder(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # 5. Decoding and scoring
 #
-# Teacher forcing flatters: it corrects every mistake before the next digit is predicted. What counts here is greedy
-# decoding: the model reads its own digits, and an answer is right only if all of its digits are (exact match).
+# An answer counts as right only if all of its digits are (exact match), by greedy decoding: the model reads the digits
+# that it has generated itself, not the correct ones (teacher forcing). Accuracy per digit is higher with teacher forcing,
+# which corrects each mistake before the next digit. Exact match is the same for both. If each correct digit is the most
+# likely one after the correct digits before it, greedy decoding generates the first digit, hence the second, and so on.
+# If one is not, greedy decoding is wrong there or earlier. So one teacher-forced pass tells whether an answer is right.
 
 
 def tokens_of(model, problems):
@@ -417,18 +436,13 @@ def greedy_decode(model, source):
 
 
 def is_right(model, problems, label=None):
-    """Which problems (N, 2) greedy decoding answers with no wrong digit: (N,) booleans.
-
-    One teacher-forced pass tells. If every digit of the right sum is the most likely one after the right digits before
-    it, greedy decoding generates the first digit, hence the second, and so on. If one is not, greedy decoding goes
-    wrong there at the latest. So a bad model takes no longer to check than a good one.
-    """
-    @torch.inference_mode()  # holds for one thread, and parallel_map has several
+    """Which problems (N, 2) greedy decoding answers with no wrong digit: (N,) booleans, by one teacher-forced pass."""
+    @torch.inference_mode()
     def check(chunk):
         source, target = tokens_of(model, chunk)
         return (model(source, target).argmax(dim=-1) == target).all(dim=1).cpu()
 
-    return torch.cat(common.parallel_map(check, problems.split(512), label))  # 512 fit into a processor's cache
+    return torch.cat(common.parallel_map(check, problems.split(512), label)) 
 
 
 def by_carries(problems, right, num_digits):
@@ -457,10 +471,10 @@ SCRIPT = "attention_addition.py"
 
 
 def learning_rate(step, config):
-    """The share of --lr: up during the warm-up, then 1, then down to 0 over the last 60% of the steps.
+    """The factor of --lr: up to 1 during the warm-up, and down to 0 over the last 60% of the steps.
 
-    Up, because Adam's estimate of the size of the gradients is poor at first. Down, because at the full rate the
-    weights move too far at each step: the last errors disappear only when the rate falls.
+    Up, because Adam's estimate of the size of the gradients is poor at first. Down, because at the full rate each step
+    moves the weights too far for the last errors to disappear.
     """
     return min(1, (step + 1) / config["warmup"], (config["steps"] - step) / (0.6 * config["steps"]))
 
@@ -482,7 +496,7 @@ def fit(config, data, device):
     log(f"train: model seed {config['model_seed']}, {common.n_parameters(model):,} parameters, {len(data['train']):,} "
         f"problems, {config['steps']:,} steps on {device}; the loss of guessing is ln 10 = {math.log(10):.2f}")
     source, target = tokens_of(model, data["train"])
-    mirror, _ = tokens_of(model, data["train"].flip(1))  # b+a instead of a+b
+    n = model.num_digits
     coin = torch.Generator().manual_seed(config["model_seed"])
     batches = common.batches(len(source), config["batch_size"], config["model_seed"])
     optimizer = common.adamw(model, config["lr"], config["weight_decay"])
@@ -490,8 +504,9 @@ def fit(config, data, device):
     best = common.Best(model, config["steps"])
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                         # (B,)
-        swap = torch.rand(len(batch), 1, generator=coin) < 0.5        # (B, 1), data augmentation:
-        x = torch.where(swap.to(device), mirror[batch], source[batch])  # (B, 2n+1), a+b or b+a at random
+        a, plus, b = source[batch].split([n, 1, n], dim=1)            # (B, n), (B, 1), (B, n)
+        swap = (torch.rand(len(batch), n, generator=coin) < 0.5).to(device)  # (B, n), data augmentation: the digits of
+        x = torch.cat([a.where(swap, b), plus, b.where(swap, a)], dim=1)     # a column change places: (B, 2n+1)
         logits = model(x, target[batch])                              # (B, n+1, 10)
         loss = F.cross_entropy(logits.flatten(0, 1), target[batch].flatten())
         optimizer.zero_grad()
@@ -506,7 +521,7 @@ def fit(config, data, device):
 
 
 def test_everything(model, leading_zeros):
-    """Test the model on every problem there is; print and return the errors by number of carries.
+    """Test the model on every problem there is; print and return the errors.
 
     2,000 test problems cannot show an error rate of one in a thousand: a model that has it is right on all of them with
     probability 0.999^2000 = 14%.
@@ -517,9 +532,8 @@ def test_everything(model, leading_zeros):
     seconds = max(time.time() - start, 1e-3)
     errors = int((~right).sum())
     table = by_carries(problems, right, model.num_digits)
-    complete = len(problems) == operand_range(model.num_digits, leading_zeros)[1] ** 2
-    print(f"{'all' if complete else 'a sample of'} {len(problems):,} problems: {errors:,} wrong "
-          f"({len(problems) / seconds:,.0f} problems per second)")
+    print(f"{len(problems):,} of {operand_range(model.num_digits, leading_zeros)[1] ** 2:,} problems tested: {errors:,} wrong "
+          f"({len(problems) / seconds:,.0f} per second)")
     for a, b in problems[~right][:5].tolist():
         print(f"  mistake: {a}+{b}={solve(model, [(a, b)])[0]} ({a + b})")
     return {"n": len(problems), "errors": errors, "seconds": round(seconds, 2), "carries": table}
@@ -587,7 +601,7 @@ def solve(model, problems):
 #
 # Heads are called enc.L0.H1 (encoder, layer 0, head 1), dec.L0.H1 (self-attention of the decoder) and cross.L0.H1.
 # The nn.Identity modules of section 3 are where we attach: common.recording keeps what passes through them, and
-# common.patching replaces it. All runs here are teacher-forced; `is_right` says why that gives the same accuracy.
+# common.patching replaces it. All runs here are teacher-forced, which gives the same exact match (section 5).
 
 
 def heads_of(model):
@@ -638,9 +652,11 @@ def score(model, problems, without=(), values=None):
 
 # 7a. Where does each head attend to?
 #
-# A query of the encoder is a token of the problem, a query of the decoder is the position whose digit is predicted next.
-# Hypothesis: the carry into a column comes from the next lower column, so some heads attend there.
-# Attention weights show where a head reads. They do not show that the model needs it; 7b to 7d test that.
+# In the encoder the queries are the tokens of the problem. In the decoder a query is labelled by the digit that it
+# predicts. Hypothesis: the carry into a column comes from the column to its right, so from there some head attends to it.
+# Weights of 1/2 and 1/2 give the mean of two values, which is all that a sum needs. Attention weights show where a head
+# reads. They do not show that the model needs it; 7b to 7d test that.
+# VERDICT_7A
 
 
 def token_names(num_digits):
@@ -696,8 +712,9 @@ def draw_example(model, a, b, comment, out):
 # 7b. How important is each head?
 #
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zero ablation replaces it by zeros, mean
-# ablation by its mean over the validation problems. The mean keeps what a head says on every problem alike, and
-# removes what it says about this one.
+# ablation by its mean over the validation problems. Mean ablation keeps the part of the output that is the same for every
+# problem (it acts like a bias) and removes the part that depends on the problem.
+# VERDICT_7B
 
 
 def ablate(model, val, test):
@@ -724,24 +741,24 @@ def show_ablation(table, path):
     print(title)
 
 
-# A cheaper measure needs one backward pass instead of an evaluation per head. Do the two agree?
+# A cheaper measure of importance needs one backward pass instead of one evaluation per head. Do the two agree?
+# VERDICT_GRADIENT
 
 
 def gradient_importance(model, problems):
     """Michel, Levy & Neubig 2019, section 4.1: the mean of |head output . gradient of the loss| over the problems.
 
-    To first order this is how much the loss changes if the output is scaled. The scores of each block are divided by
-    their Euclidean norm, as in the paper.
+    To first order this is how much the loss would change if the output were removed. The paper divides the scores of each
+    block by their norm. We do not, since that makes a head of an unimportant block look important.
     """
     source, target = tokens_of(model, problems)
     modules = list(dict.fromkeys(block.heads for block, _ in heads_of(model).values()))
     with common.recording(modules) as seen:
-        loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten(), reduction="sum")
+        loss = F.cross_entropy(model(source, target).transpose(1, 2), target, reduction="sum")  # each problem its own loss
     gradients = torch.autograd.grad(loss, [seen[module] for module in modules])
     scores = []
     for module, gradient in zip(modules, gradients):
-        block = (seen[module] * gradient).sum(dim=(2, 3)).abs().mean(dim=0)  # (n_head,)
-        scores += (block / block.norm()).tolist()
+        scores += (seen[module] * gradient).sum(dim=(2, 3)).abs().mean(dim=0).tolist()  # n_head of them
     return dict(zip(heads_of(model), scores))
 
 
@@ -770,15 +787,17 @@ def show_importance(table, path):
         left.barh(heads, [100 * table["ablation"][head] for head in heads])
         left.set_xlabel(f"accuracy lost (points) when replaced by zeros,\n{table['n']:,} validation problems")
         right.barh(heads, [table["gradient"][head] for head in heads], color="tab:orange")
-        right.set_xlabel("gradient score (Michel et al. 2019),\ndivided by the norm of its block")
+        right.set_xlabel("gradient score\n(Michel et al. 2019)")
     print(title)
 
 
 # 7c. How many heads can be removed?
 #
 # Hypothesis: heads that can each be removed alone cannot all be removed together, because one stands in for another.
-# So we count in three ways, all on the test problems: each head alone; one after another, chosen anew after each removal
-# on validation problems; and all those of the first kind at once. A removed head outputs zeros.
+# A removed head outputs zeros. We count in three ways, all on the test problems: (1) Remove each head alone. (2) Remove
+# heads one after another, each time the one that costs least on the validation problems. (3) Remove at once all heads
+# that cost at most one point in (1).
+# VERDICT_7C
 
 
 def prune(model, val, test, n_random=20):
@@ -830,12 +849,17 @@ def show_pruning(table, path):
 #
 # Run the model on one of them (the clean run), and replace the outputs of some heads by those from the other problem
 # (the corrupted run). Does the digit flip to that of the other problem? If it always does, these heads are sufficient to
-# move the carry. A head that flips nothing alone may still be needed together with another.
-# Hypothesis: few heads move the carry. So in each stage (encoder, decoder self-attention, cross-attention) we patch more
-# and more heads, the strongest first, until at least 90% of the digits flip; and then only the others.
+# move the carry. The decoder reads the correct digits above this one. They are the same in both problems, because the
+# carry ends in this column, which therefore must not sum to nine.
+#
+# Some rates are known beforehand. All cross-attention heads together must flip every digit, for the decoder knows the
+# problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen only the digits above.
+# Hypothesis: few heads move the carry. So in each stage (enc, dec, cross) we patch more and more heads, the strongest
+# first, until 90% of the digits flip. Then we patch all the others instead: if few digits flip, the set is also necessary.
+# VERDICT_7D
 
 
-def carry_pairs(column, origin, n_pairs, num_digits, low=100):
+def carry_pairs(column, origin, n_pairs, num_digits):
     """Draw pairs of problems that differ in column `origin` only, and with it in the carry that arrives in `column`.
 
     Returns two tensors (n_pairs, 2): without and with that carry.
@@ -847,7 +871,7 @@ def carry_pairs(column, origin, n_pairs, num_digits, low=100):
 
     without = with_carry = torch.zeros(n_pairs, 2, dtype=torch.long)
     for k in range(num_digits):
-        smallest = 1 if k == num_digits - 1 and low > 0 else 0
+        smallest = 1 if k == num_digits - 1 else 0
         digits = torch.cartesian_prod(torch.arange(smallest, 10), torch.arange(smallest, 10))  # (100 or 81, 2)
         total = digits.sum(1)
         if k == origin:
@@ -864,12 +888,13 @@ def carry_pairs(column, origin, n_pairs, num_digits, low=100):
     return without, with_carry
 
 
-def flip_rate(model, column, origin, low, n_pairs):
+def flip_rate(model, column, origin, n_pairs):
     """Return a function from a set of heads to the share of pairs whose digit flips when these heads are patched.
 
-    Every other pair is patched from without to with the carry, the rest back. Only pairs count that are right unpatched.
+    In half of the pairs the clean run has no carry, in the other half it has one. Pairs that the model gets wrong without
+    patching do not count.
     """
-    without, with_carry = carry_pairs(column, origin, n_pairs, model.num_digits, low)
+    without, with_carry = carry_pairs(column, origin, n_pairs, model.num_digits)
     odd = torch.arange(n_pairs)[:, None] % 2 == 1
     clean = torch.where(odd, with_carry, without)
     corrupted = torch.where(odd, without, with_carry)
@@ -903,14 +928,14 @@ def sufficient_set(rate, heads):
     return found | {"set": ranked[:size], "effect": rate(set(ranked[:size])), "rest": rate(set(ranked[size:]))}
 
 
-def trace_carry(model, low, n_pairs=1000):
+def trace_carry(model, n_pairs=1000):
     """For each column and each origin of its carry: the flip rate of each head, and the heads that each stage needs."""
     names = place_names(model.num_digits + 1)[::-1]
     heads = list(heads_of(model))
     routes = {}
     for column in range(1, model.num_digits + 1):
-        for origin in range(max(0, column - 3), column):
-            rate = flip_rate(model, column, origin, low, n_pairs)
+        for origin in range(max(0, column - 3), column):  # at most three columns away
+            rate = flip_rate(model, column, origin, n_pairs)
             route = {"heads": {head: rate({head}) for head in heads}, "stages": {}}
             for stage in ("enc", "dec", "cross"):
                 route["stages"][stage] = sufficient_set(rate, [head for head in heads if head.startswith(stage)])
@@ -939,52 +964,59 @@ def show_carry(table, path):
         print(f"carry, {name}: " + "; ".join(words))
 
 
-# 7e. Where in the encoder's output does a carry stand?
+# 7e. At which tokens does the encoder's output encode a carry?
 #
-# Hypothesis: the encoder works out the carries and leaves them at certain tokens. Then a linear probe finds them there: a
-# least-squares fit from the encoder's output at one token to "does this column carry?", fitted on half of the problems
-# and scored on the other half. The hypothesis is refuted where the probe is no better than always answering with the
-# majority. A probe shows what could be read. Whether the model reads it is the question of 7d.
+# Hypothesis: the encoder works out the carries, at certain tokens. A linear probe reads them there: a least-squares fit from
+# the encoder's output at one token to "does this column carry?", fitted on half of the problems and scored on the other
+# half. Control: the same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for a token
+# where the trained encoder is no better. A probe shows what could be read; whether the model reads it is tested in 7d.
+# VERDICT_7E
 
 
 @torch.inference_mode()
 def probe_carries(model, problems):
-    """Accuracy of a linear probe for the carry out of each column, at each token of the encoder's output."""
+    """Accuracy of a linear probe for the carry out of each column (units first), at each token: a list of lists."""
     memory = model.encode(tokens_of(model, problems)[0]).cpu().double()  # (N, 2n+1, C)
     carry = carries(problems, model.num_digits)                          # (N, n), units first
     half = len(problems) // 2
     accuracy = []
     for token in range(memory.shape[1]):
-        x = F.pad(memory[:, token], (0, 1), value=1.0)                   # (N, C + 1), with a constant
-        fitted = torch.linalg.pinv(x[:half]) @ (carry[:half].double() - 0.5)  # (C + 1, n)
+        x = F.pad(memory[:, token], (0, 1), value=1.0)                   # (N, C + 1): a channel of ones is the bias
+        fitted = torch.linalg.pinv(x[:half]) @ (carry[:half].double() - 0.5)  # (C + 1, n), targets 1/2 and -1/2
         accuracy.append(((x[half:] @ fitted > 0) == carry[half:]).double().mean(0).tolist())
-    share = carry[half:].double().mean(0)
-    return {"n": len(problems) - half, "accuracy": accuracy, "majority": torch.maximum(share, 1 - share).tolist()}
+    return accuracy
+
+
+def compare_probes(model, problems):
+    """probe_carries of a model and of an untrained one."""
+    torch.manual_seed(model.config["model_seed"])
+    untrained = Adder(model.config).to(model.to_logits.weight.device)
+    return {"n": len(problems) - len(problems) // 2, "trained": probe_carries(model, problems),
+            "untrained": probe_carries(untrained, problems)}
 
 
 def show_probe(table, path):
-    """Draw the accuracy of the probe for each token and column."""
-    names = place_names(len(table["majority"]) + 1)[1:]
+    """Draw the accuracy of the probe for each token and column, trained and untrained."""
+    names = place_names(len(table["trained"][0]) + 1)[1:]
     rows = [f"{name} of a" for name in names] + ["+"] + [f"{name} of b" for name in names]
-    columns = [f"out of the {names[-1 - k]}\n(majority {share:.2f})" for k, share in enumerate(table["majority"])]
-    texts = [[f"{value:.2f}" for value in row] for row in table["accuracy"]]
-    with common.figure(path, (3 + 1.8 * len(names), 1.6 + 0.4 * len(rows))) as ((axis,),):
-        common.heatmap(axis, table["accuracy"], rows, columns, (0.5, 1), label="accuracy of the probe", texts=texts)
-        axis.set(title="Which carries can be read from the encoder's output?", ylabel="token",
-                 xlabel=f"the carry that is read ({table['n']:,} problems a+b)")
+    with common.figure(path, (12, 1.8 + 0.4 * len(rows)), columns=2) as (axes,):
+        for axis, which in zip(axes, ("trained", "untrained")):
+            texts = [[f"{value:.2f}" for value in row] for row in table[which]]
+            common.heatmap(axis, table[which], rows, names[::-1], (0.5, 1), label="accuracy of the probe", texts=texts)
+            axis.set(title=f"{which} encoder", xlabel=f"carry out of this column ({table['n']:,} problems)", ylabel="token")
     for k, name in enumerate(names[::-1]):
-        print(f"probe, carry out of the {name}: at best {100 * max(row[k] for row in table['accuracy']):.0f}% right")
+        best = [100 * max(row[k] for row in table[which]) for which in ("trained", "untrained")]
+        print(f"probe, carry out of the {name}: at best {best[0]:.0f}% right, untrained {best[1]:.0f}%")
 
 
 # 7f. All of it, and what holds for other model seeds
 
 
-def analyze_heads(model, data, leading_zeros):
+def analyze_heads(model, data):
     """The measurements of 7b to 7e for one model."""
-    low, _ = operand_range(model.num_digits, leading_zeros)
     return {"ablation": ablate(model, data["val"][:2000], data["test"]), "importance": importance(model, data["val"]),
-            "pruning": prune(model, data["val"], data["test"]), "carry": trace_carry(model, low),
-            "probe": probe_carries(model, data["test"])}
+            "pruning": prune(model, data["val"], data["test"]), "carry": trace_carry(model),
+            "probe": compare_probes(model, data["test"])}
 
 
 def summary_of(found):
@@ -1007,7 +1039,7 @@ def analyze(args, data):
     if model.num_digits == 3:
         for comment, (a, b) in EXAMPLES.items():
             draw_example(model, a, b, f": {comment}", out)
-    found = analyze_heads(model, data, args.leading_zeros)
+    found = analyze_heads(model, data)
     shows = {"ablation": show_ablation, "importance": show_importance, "pruning": show_pruning, "carry": show_carry,
              "probe": show_probe}
     for name, show in shows.items():
@@ -1019,7 +1051,7 @@ def analyze(args, data):
     for seed in range(args.model_seed, args.model_seed + args.model_seeds):
         model = obtain_model(args, data, seed)
         errors = test_everything(model, args.leading_zeros)["errors"]
-        seeds[str(seed)] = {"errors": errors} | summary_of(analyze_heads(model, data, args.leading_zeros))
+        seeds[str(seed)] = {"errors": errors} | summary_of(analyze_heads(model, data))
         print(f"model seed {seed}: {seeds[str(seed)]}")
     common.write_json(out / "head_analysis" / "seeds.json", seeds)
 
@@ -1060,17 +1092,11 @@ def infer(args, model):
     log(f"{n_right:,} of {n_asked:,} right")
 
 
-EXAMPLE_COMMANDS = """examples:
-  python attention_addition.py 347+159                    ask the trained model
-  python attention_addition.py --mode train --steps 1000  a shorter training, results in out/addition
-  python attention_addition.py --mode analyze 582+417     draw all heads on this problem
-"""
-
-
 def command_line():
     """Declare every flag, once, with its default and its reason."""
     number = common.number
-    parser = common.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=EXAMPLE_COMMANDS)
+    title, _, examples, *_ = __doc__.split("\n\n")
+    parser = common.ArgumentParser(description=title, epilog=f"examples:\n{examples}")
     parser.add_argument("questions", nargs="*", metavar="problem", help="problems such as 347+159, a file with one per line, or - for standard "
                                                     "input; without --mode they are answered")
     parser.add_argument("--mode", choices=["all", "gendata", "train", "analyze", "infer"],
@@ -1082,7 +1108,7 @@ def command_line():
     data.add_argument("--n-val", type=number(int, 1, 10**7), default=2_000, help="problems to choose the best weights by")
     data.add_argument("--n-test", type=number(int, 1, 10**7), default=2_000, help="problems for the test")
     data.add_argument("--cascades", type=number(float, 0, 1), default=0.5,
-                      help="share of training problems with columns changed to sum to nine or ten")
+                      help="share of training problems that are drawn by the sums of their columns")
     data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="decides which problems are drawn")
     model = parser.add_argument_group("model")
     model.add_argument("--n-layer", type=number(int, 1, 100), default=1, help="blocks of the encoder and of the decoder")

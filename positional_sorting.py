@@ -1063,12 +1063,12 @@ def command_line():
     model.add_argument("--n-layer", type=number(int, 1, 100), default=1, help="blocks")
     model.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention")
     model.add_argument("--d-model", type=number(int, 2, 8192), default=32, help="channels of a number")
-    model.add_argument("--d-ff", type=number(int, 1, 65536), default=128, help="hidden units of a feed-forward network")
+    model.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
     model.add_argument("--pool", choices=["max", "mean"], default="max", help="how the hidden states of a list are pooled")
     model.add_argument("--max-len", type=number(int, 16, 65536), default=512,
                        help="positions that learned and randomized have")
     model.add_argument("--slope", type=number(float, 0), default=4.0, help="slope of the first head of alibi")
-    common.add_training_flags(parser, steps=3000, batch_size=192, lr=1e-2, warmup=100, weight_decay=0.01, eval_every=200)
+    common.add_training_flags(parser, steps=2000, batch_size=384, lr=1e-2, warmup=100, weight_decay=0.01, eval_every=200)
     common.add_machine_flags(parser)
     return parser
 

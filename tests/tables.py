@@ -1,4 +1,4 @@
-"""The tables of README.md and out/report.md, made from the results under out/, so that they cannot drift.
+"""The tables of README.md and out/report.md, made from the results under out/reference/, so that they cannot drift.
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands what the function NAME here returns. After new results, type
 
@@ -10,165 +10,204 @@ import json
 import re
 from pathlib import Path
 
+import attention_addition as add
+import positional_sorting as sort
+
 TOP = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "out/report.md")
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n(.*?)<!-- end -->", re.S)
+SETTINGS = {"": "no mask", "-causal": "causal mask", "-causal-random-start": "causal mask, random starts"}
 
 
 def load(name):
-    return json.loads((TOP / "out" / name).read_text())
+    return json.loads((TOP / "out" / "reference" / name).read_text())
 
 
-def table(head, *rows):
-    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in (head, *rows)]
-    return "".join([lines[0], "|" + "-|" * len(head) + "\n", *lines[1:]])
+def table(head, rows):
+    lines = []
+    for row in (head, ["-"] * len(head), *rows):
+        lines.append("| " + " | ".join(str(cell) for cell in row) + " |\n")
+    return "\n" + "".join(lines) + "\n"
 
 
 def percent(value, digits=1):
     return f"{100 * value:.{digits}f}"
 
 
-def spread(row, digits=1):
-    return f"{percent(row['mean'], digits)} ± {percent(row['std'], digits)}"
+# ------------------------------------------------------------------------------------------------
+# Addition
 
 
 def adder():
-    log, seeds = load("addition/training_log.json"), load("addition/head_analysis/seeds.json")
-    exam = log["exhaustive"]
-    return table(["what", "result"],
-                 ["parameters", f"{log['n_params']:,}"],
-                 [f"test problems right, of {log['test']['n']:,}", f"{percent(log['test']['accuracy'], 2)}%"],
-                 [f"wrong of all {exam['n']:,} problems, model seeds 1 to {len(seeds['errors'])}",
-                  ", ".join(map(str, seeds["errors"]))],
-                 ["seconds to train, on two cores", f"{log['seconds']:.0f}"],
-                 [f"seconds to try all {exam['n']:,}", f"{exam['seconds']:.0f}"])
+    training_log = load("addition/training_log.json")
+    seeds = load("addition/head_analysis/seeds.json")
+    errors = ", ".join(str(summary["errors"]) for summary in seeds.values())
+    return table(["what", "result"], [
+        ["parameters", f"{training_log['n_params']:,}"],
+        [f"test problems right, of {training_log['test']['n']:,}", percent(training_log["test"]["accuracy"], 2) + "%"],
+        [f"wrong of all {training_log['exhaustive']['n']:,} problems, model seeds {', '.join(seeds)}", errors]])
 
 
-def carries():
-    exam = load("addition/training_log.json")["exhaustive"]
-    return table(["", *exam["carries"]],
-                 *[[f"{name}: wrong of all"] + [f"{row['errors']} of {row['n']:,}" for row in exam[key].values()]
-                   for key, name in (("carries", "carries in the sum"), ("longest_chain", "longest chain of carries"))])
+def attended(head, grid):
+    """Where each query of a head attends to most, in words; the two digits of a column count together."""
+    problem, answer = add.token_names(3)
+    queries = problem if head.startswith("enc") else answer
+    keys = ["start", *answer[:-1]] if head.startswith("dec") else problem
+    parts = []
+    for query in dict.fromkeys(queries):
+        rows = [grid[i] for i, name in enumerate(queries) if name == query]
+        shares = {}
+        for j, key in enumerate(keys):
+            shares[key] = shares.get(key, 0) + sum(row[j] for row in rows) / len(rows)
+        key = max(shares, key=shares.get)
+        parts.append(f"{query}→{key} {shares[key]:.2f}")
+    return ", ".join(parts)
 
 
-def ablation():
-    found, scores = load("addition/head_analysis/ablation.json"), load("addition/head_analysis/importance.json")
-    names = sorted(found["heads"], key=lambda name: found["heads"][name]["mean"]["accuracy"])[:8]
-    return table(["head", "right if replaced by its mean (%)", "right if replaced by zeros (%)",
-                  "importance by gradient"],
-                 *[[name, percent(found["heads"][name]["mean"]["accuracy"]),
-                    percent(found["heads"][name]["zero"]["accuracy"]), f"{scores['gradient'][name]:.3f}"]
-                   for name in names])
+def heads():
+    attention = load("addition/head_analysis/attention.json")["mean_weights"]
+    ablation = load("addition/head_analysis/ablation.json")
+    routes = load("addition/head_analysis/carry.json")["routes"]
+    rows = []
+    for head, grid in attention.items():
+        lost = [percent(ablation["baseline"] - ablation["heads"][head][way]) for way in ("mean", "zero")]
+        moved = [f"{name} {route['heads'][head]:.2f}" for name, route in routes.items() if route["heads"][head] >= 0.5]
+        rows.append([head, attended(head, grid), *lost, "; ".join(moved) or "none"])
+    return table(["head", "query→key that it attends to most", "points lost, mean", "points lost, zeros",
+                  "carries that it flips alone (0.5 or more)"], rows)
+
+
+def importance():
+    found = load("addition/head_analysis/importance.json")
+    rows = [[head, percent(lost), f"{found['gradient'][head]:.2f}"] for head, lost in found["ablation"].items()]
+    rows.sort(key=lambda row: -found["ablation"][row[0]])
+    return table(["head", "points lost (zeros)", "gradient score"], rows)
 
 
 def pruning():
-    one, seeds = load("addition/head_analysis/pruning.json"), load("addition/head_analysis/seeds.json")
-    return table(["% of heads", "this model", f"mean ± std of {len(seeds['errors'])} model seeds"],
-                 *[[name, percent(one[key]), spread(seeds[key])] for key, name in (
-                     ("removable_alone_share", "each removable alone for at most one point"),
-                     ("prunable_share", "removable one after another for at most one point"),
-                     ("accuracy_without_all_of_those", "(accuracy without all of the first row at once)"))])
+    seeds = load("addition/head_analysis/seeds.json")
+    n_heads = len(load("addition/head_analysis/pruning.json")["order"])
+    rows = []
+    for seed, found in seeds.items():
+        alone, prunable = (f"{found[key]} ({100 * found[key] / n_heads:.0f}%)" for key in ("removable_alone", "prunable"))
+        rows.append([seed, alone, prunable, percent(found["accuracy_without_all_of_those"]),
+                     f"{found['rank_correlation']:.2f}"])
+    return table(["model seed", f"of {n_heads} heads, removable each alone", "one after another",
+                  "accuracy without all of the former (%)", "rank correlation of ablation and gradient"], rows)
 
 
 def routes():
-    found = load("addition/head_analysis/carry.json")["routes"]
-
     def cell(stage):
         if "set" in stage:
-            return f"{', '.join(stage['set'])} ({stage['effect']:.2f}; the rest {stage['rest']:.2f})"
-        return f"all together {stage['all']:.2f}"
-    return table(["carry from … to …", "encoder", "decoder self-attention", "cross-attention"],
-                 *[[route, *(cell(case["stages"][kind]) for kind in ("enc", "dec", "cross"))]
-                   for route, case in found.items()])
+            return f"{', '.join(stage['set'])}: {stage['effect']:.2f} (the others {stage['rest']:.2f})"
+        return f"all {stage['all']:.2f}"
+
+    rows = []
+    for name, route in load("addition/head_analysis/carry.json")["routes"].items():
+        rows.append([name, *(cell(route["stages"][stage]) for stage in ("enc", "dec", "cross"))])
+    return table(["carry", "encoder", "decoder self-attention", "cross-attention"], rows)
 
 
 def route_seeds():
-    found = load("addition/head_analysis/seeds.json")["routes"]
-    return table(["carry from … to …", "encoder", "decoder self-attention", "cross-attention"],
-                 *[[route, *(f"{kinds[kind]['heads']['mean']:.1f} ± {kinds[kind]['heads']['std']:.1f}"
-                             for kind in ("enc", "dec", "cross"))] for route, kinds in found.items()])
+    seeds = load("addition/head_analysis/seeds.json")
+    rows = []
+    for name in load("addition/head_analysis/carry.json")["routes"]:
+        cells = []
+        for stage in ("enc", "cross"):
+            numbers = [found[f"{name}: heads of {stage}"] for found in seeds.values()]
+            cells.append(", ".join(str(number) if number else "–" for number in numbers))
+        rows.append([name, *cells])
+    return table(["carry", f"encoder heads, model seeds {', '.join(seeds)}", "cross-attention heads"], rows)
+
+
+# ------------------------------------------------------------------------------------------------
+# Sorting
+
+
+def results():
+    return load("sorting/extrapolation/extrapolation_results.json")
+
+
+def entry_of(pe, setting):
+    """The results of an encoding in a setting; random starts change nothing without absolute positions."""
+    if not sort.encodings()[pe].absolute:
+        setting = setting.replace("-random-start", "")
+    return results()[pe + setting]
+
+
+def sorting():
+    rows = []
+    for setting, name in SETTINGS.items():
+        for pe, encoding in sort.encodings().items():
+            if setting.endswith("random-start") and not encoding.absolute:
+                continue  # the same as with the causal mask alone
+            lengths = entry_of(pe, setting)["lengths"]
+            rows.append([name, encoding.label, *(percent(row["mean"]) for row in lengths.values())])
+    return table(["setting", "encoding", *lengths], rows)
 
 
 def extrapolation():
-    found = load("sorting/extrapolation/extrapolation_results.json")
     rows = []
-    for pe, lengths in found["results"].items():
-        every = [found["in_range"][pe], *lengths.values()]
-        lowest = min(min(shares) for row in every for shares in row["by_kind_per_seed"].values())
-        rows.append([found["labels"][pe], *(f"{percent(row['accuracy'])} ± {percent(row['std'])}" for row in every),
-                     percent(lowest)])
-    return table(["encoding", "8-16", *found["lengths"], "lowest"], *rows)
+    for setting, name in SETTINGS.items():
+        for pe, encoding in sort.encodings().items():
+            if setting.endswith("random-start") and not encoding.absolute:
+                continue
+            lengths = entry_of(pe, setting)["lengths"]
+            cells = [f"{percent(row['mean'])} ± {percent(row['std'])}" for row in lengths.values()]
+            rows.append([name, encoding.label, *cells])
+    return table(["setting", "encoding", *lengths], rows)
 
 
 def kinds():
-    found = load("sorting/extrapolation/extrapolation_results.json")
-    last = str(found["lengths"][-1])
-    names = list(next(iter(found["results"].values()))[last]["by_kind"])
-    return table([f"right at length {last} (%)", *(name.replace("_", " ") for name in names)],
-                 *[[found["labels"][pe], *(percent(rows[last]["by_kind"][name]) for name in names)]
-                   for pe, rows in found["results"].items()])
-
-
-def analysis_labels():
-    return load("sorting/analysis/analysis.json"), load("sorting/extrapolation/extrapolation_results.json")["labels"]
-
-
-def by_position(key, head):
-    found, labels = analysis_labels()
-    rows = found["positions_or_length"][key]
-    return table([head, *next(iter(rows.values()))],
-                 *[[labels[pe], *(percent(sum(shares) / len(shares)) for shares in row.values())]
-                   for pe, row in rows.items()])
-
-
-def offsets():
-    return by_position("offset", "lists of 16 that start at position")
-
-
-def squeezed():
-    return by_position("squeezed", "positions squeezed into 0 to 15, length")
-
-
-def attention():
-    found, labels = analysis_labels()
     rows = []
-    for pe, seeds in found["attention"].items():
-        cells = {length: [] for length in found["lengths"]}
-        for seed in seeds:
-            first = seed[str(found["lengths"][0])]
-            name = max(first, key=lambda name: max(first[name]["left"], first[name]["right"]))
-            side = max(("left", "right"), key=first[name].get)
-            for length in cells:
-                cells[length].append(seed[str(length)][name][side])
-        rows.append([labels[pe], *(f"{sum(values) / len(values):.2f}" for values in cells.values())])
-    return table(["weight on the neighbour, length", *found["lengths"]], *rows)
+    for setting, name in SETTINGS.items():
+        for pe, encoding in sort.encodings().items():
+            if setting.endswith("random-start") and not encoding.absolute:
+                continue
+            recall = entry_of(pe, setting)["lengths"]["256"]["recall"]
+            rows.append([name, encoding.label, *(percent(share["mean"], 0) for share in recall.values())])
+    return table(["setting", "encoding", *(kind.replace("_", " ") for kind in recall)], rows)
 
 
-def patching():
-    found, _ = analysis_labels()
+def spread(values):
+    return f"{percent(sum(values) / len(values))} ({percent(min(values))} to {percent(max(values))})"
+
+
+def positions():
+    found = load("sorting/analysis/analysis.json")["positions"]
     rows = []
-    for length, seeds in found["algorithm"]["patched"].items():
-        cells = []
-        for key in ("alone", "all others"):
-            shares = [seed[key] for seed in seeds]
-            cells.append(f"{percent(sum(shares) / len(shares))} ({percent(min(shares))} to {percent(max(shares))})")
-        rows.append([length, *cells])
-    return table(["lists of", "only the vector of the second (%)", "all vectors but that one (%)"], *rows)
+    for name, row in found.items():
+        rows.append([name, *(percent(sum(values) / len(values)) for values in row["start"].values()),
+                     spread(row["full"]), spread(row["window"])])
+    return table(["model", *(f"16 from {start}" for start in row["start"]), "256", "256, window of 16"], rows)
 
 
-def looking_back():
-    found, _ = analysis_labels()
-    looks = found["algorithm"]["looks_back"]
-    first = looks[str(found["lengths"][0])]
-    heads = [max(look["swapped"], key=lambda head: look["swapped"][head]["before"]) for look in first]
+def bands():
+    found = load("sorting/analysis/analysis.json")["bands"]
     rows = []
-    for length, seeds in looks.items():
-        cells = []
-        for name, where in (("swapped", "before"), ("sorted", "before"), ("sorted", "itself")):
-            weights = [look[name][head][where] for look, head in zip(seeds, heads)]
-            cells.append(f"{min(weights):.2f} to {max(weights):.2f}")
-        rows.append([length, *cells])
-    return table(["lists of", "swapped: on the one before", "sorted: on the one before", "sorted: on itself"], *rows)
+    for band, encodings in found.items():
+        for pe, seeds in encodings.items():
+            means = [sum(column) / len(column) for column in zip(*seeds)]
+            rows.append([sort.BANDS[band], pe, *(percent(mean, 0) for mean in means)])
+    return table(["training", "encoding", *sort.BAND_STARTS], rows)
+
+
+def swaps():
+    found = load("sorting/analysis/analysis.json")["swaps"]
+    rows = []
+    for length, seeds in found.items():
+        cells = {"before, swapped": [], "before, sorted": [], "itself, sorted": [], "only": [], "others": []}
+        for row in seeds:
+            before = row["attention"]["swapped"]["before"]
+            head = before.index(max(before))
+            cells["before, swapped"].append(before[head])
+            cells["before, sorted"].append(row["attention"]["sorted"]["before"][head])
+            cells["itself, sorted"].append(row["attention"]["sorted"]["itself"][head])
+            cells["only"].append(row["called_unsorted"]["only that number"])
+            cells["others"].append(row["called_unsorted"]["all others"])
+        rows.append([length, *(f"{min(x):.2f} to {max(x):.2f}" for x in cells.values())])
+    return table(["length", "weight on the number before, swapped list", "the same, sorted list", "on itself, sorted list",
+                  "turned by that hidden state alone", "by all others"], rows)
 
 
 def rendered(text):

@@ -1,479 +1,486 @@
-"""The adder against things we did not write: PyTorch's attention, integer arithmetic, brute force."""
+"""The adder against things we did not write: PyTorch's attention, integer arithmetic, numpy, brute force."""
 import contextlib
+import copy
 import doctest
 import hashlib
 import io
 import itertools
-import math
+import json
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch.testing import assert_close
 
 import attention_addition as add
 import common
 from common import UserError
 from tests.reference import TorchAdder, torch_attention
 
-
-def flags(*typed):
-    return add.command_line().parse(typed)[0]
+TRAINED = []  # without and with --reverse
 
 
-def small_model(dtype=torch.float64, num_digits=3):
+def setUpModule():
+    """Train two models for a second each: they are right on some problems and wrong on others."""
+    silence = contextlib.redirect_stderr(io.StringIO())  # of progress; unittest keeps writing
+    silence.__enter__()
+    unittest.addModuleCleanup(silence.__exit__, None, None, None)
+    common.pick_device("cpu", threads=1)
+    data = {"train": random_problems(6000, 2), "val": random_problems(1000, 2, seed=1)}
+    for typed in (["--steps", "150"], ["--steps", "250", "--reverse"]):
+        config = config_of("--num-digits", "2", "--n-head", "2", "--d-model", "32", "--lr", "0.01", *typed)
+        TRAINED.append(add.fit(config, data, "cpu")[0].double())
+
+
+def config_of(*typed):
+    return common.config_of(add.command_line().parse_args(typed), add.SCRIPT, model_seed=1)
+
+
+def random_model(*typed):
     torch.manual_seed(0)
-    return add.Adder(num_digits, n_layer=2, n_head=4, d_model=32, d_ff=48).to(dtype).eval()
+    return add.Adder(config_of("--n-layer", "2", "--d-model", "32", "--d-ff", "48", *typed)).double().eval()
 
 
 def random_problems(n, num_digits=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(10 ** (num_digits - 1), 10 ** num_digits, (n, 2), generator=generator)
+    low = 100 if num_digits == 3 else 0
+    return torch.randint(low, 10 ** num_digits, (n, 2), generator=torch.Generator().manual_seed(seed))
+
+
+def schoolbook_carries(problems, num_digits):
+    """What each column carries, units first, worked out column by column: an array (num_digits, N) of 0 and 1."""
+    a, b = problems.numpy().T
+    rows = [0 * a]
+    for k in range(num_digits):
+        rows.append((a // 10 ** k % 10 + b // 10 ** k % 10 + rows[-1]) // 10)
+    return np.stack(rows[1:])
 
 
 class Attention(unittest.TestCase):
-    def assert_close(self, ours, theirs):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-
-    def test_worked_example(self):
-        self.assertEqual(doctest.testmod(add).failed, 0)
-        self.assertGreater(doctest.testmod(add).attempted, 0)
-
-    def test_softmax_is_pytorchs(self):
-        scores = 300 * torch.randn(50, 7, dtype=torch.float64)  # large enough to overflow a careless exp
-        scores[::3, 2:4] = -torch.inf
-        ours, theirs = scores.clone().requires_grad_(), scores.clone().requires_grad_()
-        grad = torch.randn_like(scores)
-        add.softmax(ours).backward(grad)
-        theirs.softmax(-1).backward(grad)
-        self.assert_close(add.softmax(scores), scores.softmax(-1))
-        self.assert_close(ours.grad, theirs.grad)
+    def test_doctests(self):
+        for test in doctest.DocTestFinder(exclude_empty=True).find(add, "add"):
+            if test.name != "add.load" or (common.REFERENCE / "addition" / "best_model.pth").exists():
+                self.assertEqual(doctest.DocTestRunner().run(test).failed, 0, test.name)
 
     def test_scaled_dot_product_is_pytorchs(self):
-        torch.manual_seed(0)
         causal = torch.ones(5, 5, dtype=torch.bool).tril()
         padding = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=torch.bool)[:, None, None]
-        for mask in (None, causal, padding, causal & padding):
-            inputs = [torch.randn(3, 2, 5, 8, dtype=torch.float64) for _ in range(3)]
-            ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+        for mask, scale in itertools.product((None, causal, padding, causal & padding), (1, 30)):  # e^900 overflows
+            ours = (scale * torch.randn(3, 3, 2, 5, 8, dtype=torch.float64)).requires_grad_()
+            theirs = ours.detach().clone().requires_grad_()
             output, weights = add.scaled_dot_product_attention(*ours, mask)
             expected = F.scaled_dot_product_attention(*theirs, attn_mask=mask)
             grad = torch.randn_like(output)
             output.backward(grad)
             expected.backward(grad)
-            self.assert_close(output, expected)
-            self.assert_close(weights.sum(-1), torch.ones(3, 2, 5, dtype=torch.float64))
-            for x, y in zip(ours, theirs):
-                self.assert_close(x.grad, y.grad)
+            assert_close([output, weights @ theirs[2], ours.grad], [expected, expected, theirs.grad])
 
-    def test_a_query_that_may_look_nowhere_gets_zeros(self):
-        q, k, v = (torch.randn(1, 3, 4, requires_grad=True) for _ in range(3))
+    def test_a_query_without_keys_gets_zeros(self):
+        inputs = torch.randn(3, 1, 3, 4, requires_grad=True)
         mask = torch.tensor([[True, True, False], [False] * 3, [True] * 3])
-        output, weights = add.scaled_dot_product_attention(q, k, v, mask)
+        output, weights = add.scaled_dot_product_attention(*inputs, mask)
         output.sum().backward()
-        self.assertTrue(torch.equal(output[0, 1], torch.zeros(4)) and torch.equal(weights[0, 1], torch.zeros(3)))
-        self.assertTrue(all(x.grad.isfinite().all() for x in (q, k, v)))
+        self.assertFalse(output[0, 1].any() or weights[0, 1].any())
+        self.assertTrue(output.isfinite().all() and inputs.grad.isfinite().all())
 
     def test_multi_head_attention_is_pytorchs(self):
-        torch.manual_seed(0)
         ours = add.MultiHeadAttention(d_model=24, n_head=3).double()
         theirs = torch_attention(ours)
-        seen = []
-        ours.weights.register_forward_hook(lambda module, inputs, output: seen.append(output))
-        x, memory = torch.randn(2, 5, 24, dtype=torch.float64), torch.randn(2, 7, 24, dtype=torch.float64)
+        x = torch.randn(2, 5, 24, dtype=torch.float64)
+        memory = torch.randn(2, 7, 24, dtype=torch.float64)
         causal = torch.ones(5, 5, dtype=torch.bool).tril()
         present = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
-        cases = {"self": (x, x, None, {}),
-                 "causal": (x, x, causal, {"attn_mask": ~causal}),
-                 "cross": (x, memory, None, {}),
-                 "padded": (x, memory, present[:, None, None], {"key_padding_mask": ~present})}
-        for name, (query, source, mask, theirs_mask) in cases.items():
-            with self.subTest(name):
-                output = ours(query, source, mask)
-                expected, weights = theirs(query, source, source, average_attn_weights=False, **theirs_mask)
-                self.assert_close(output, expected)
-                self.assert_close(seen[-1], weights)
-                grads = torch.autograd.grad(output.square().sum(), list(ours.parameters()))
-                for p in theirs.parameters():
-                    p.grad = None
-                expected.square().sum().backward()
-                self.assert_close(torch.cat(grads[:2]), theirs.in_proj_weight.grad)
-                self.assert_close(grads[2], theirs.out_proj.weight.grad)
-
-
-class Model(unittest.TestCase):
-    def setUp(self):
-        self.model = small_model()
-        self.source, self.target = add.tokenize(*random_problems(64).T, 3)
+        for source, mask, options in ((x, None, {}), (x, causal, {"attn_mask": ~causal}), (memory, None, {}),
+                                      (memory, present[:, None, None], {"key_padding_mask": ~present})):
+            with common.recording([ours.weights]) as seen:
+                output = ours(x, source, mask)
+            expected, weights = theirs(x, source, source, average_attn_weights=False, **options)
+            assert_close([output, seen[ours.weights]], [expected, weights])
+            *projections, last = torch.autograd.grad(output.square().sum(), list(ours.parameters()))
+            grads = torch.autograd.grad(expected.square().sum(), [theirs.in_proj_weight, theirs.out_proj.weight])
+            assert_close([torch.cat(projections), last], list(grads))
 
     def test_whole_model_is_pytorchs_transformer(self):
-        expected = TorchAdder(self.model)(self.source, self.target)
-        torch.testing.assert_close(self.model(self.source, self.target), expected, rtol=1e-9, atol=1e-11)
+        source, target = add.tokenize(random_problems(64), 3)
+        forward = random_model()
+        reverse = random_model("--reverse")
+        assert_close(forward(source, target), TorchAdder(forward)(source, target))
+        assert_close(reverse(source, target), TorchAdder(reverse)(source, target.flip(1)).flip(1))
 
     def test_no_look_ahead(self):
-        memory, answer = self.model.encode(self.source), torch.cat([self.target, self.target], 1)[:, :4]
-        logits = self.model.decode(answer, memory)
-        for t in range(1, 4):
-            changed = answer.clone()
-            changed[:, t:] = (changed[:, t:] + 3) % 10
-            after = self.model.decode(changed, memory)
-            self.assertTrue(torch.equal(after[:, :t], logits[:, :t]))
-            self.assertFalse(torch.equal(after[:, t:], logits[:, t:]))
-
-    def test_every_digit_of_the_answer_has_a_label(self):
-        self.assertEqual(self.model(self.source, self.target).shape, (64, 4, 10))
-
-    def test_decoding_agrees_with_teacher_forcing_on_its_own_output(self):
-        answer = add.greedy_decode(self.model, self.source)
-        self.assertTrue(torch.equal(self.model(self.source, answer).argmax(-1), answer))
-
-    def test_units_first(self):
-        """With reverse the same weights are another model: what it wrote earlier now stands further right."""
-        source, target = self.source, self.target
-        reverse = small_model()
-        reverse.reverse = True
-        answer = add.greedy_decode(reverse, source)
-        logits = reverse(source, answer)
-        self.assertTrue(torch.equal(logits.argmax(-1), answer))
-        start = torch.full((64, 1), add.START)
-        by_hand = reverse.decode(torch.cat([start, target.flip(1)[:, :3]], 1), reverse.encode(source)).flip(1)
-        self.assertTrue(torch.equal(reverse(source, target), by_hand))
-        for digit in range(4):  # from the left: it may depend on the digits to its right, on none to its left
-            changed = target.clone()
-            changed[:, :digit + 1] = (changed[:, :digit + 1] + 3) % 10
-            after = reverse(source, changed)
-            self.assertTrue(torch.equal(after[:, digit:], reverse(source, target)[:, digit:]))
-        changed = target.clone()
-        changed[:, 3] = (changed[:, 3] + 3) % 10
-        self.assertFalse(torch.equal(reverse(source, changed)[:, 0], reverse(source, target)[:, 0]))
-
-    def test_shortcut_gives_what_greedy_decoding_gives(self):
-        model = small_model(torch.float32)
-        answer = add.greedy_decode(model, self.source)
-        half_right = torch.where(torch.arange(64)[:, None] % 2 == 0, answer, self.target)
-        self.assertTrue(torch.equal(add.answers(model, self.source, half_right)[0], answer))
-
-    def test_solve_recounts(self):
-        model, problems = small_model(torch.float32), random_problems(1100)
-        loss = torch.full((1100,), math.nan)
-        answer, right = add.solve(model, problems, 3, loss=loss)
-        source, target = add.tokenize(*problems.T, 3)
-        self.assertTrue(torch.equal(answer, add.greedy_decode(model, source)))
-        self.assertEqual(right.tolist(), [a == b for a, b in zip(answer.tolist(), target.tolist())])
-        expected = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten())
-        torch.testing.assert_close(loss.mean(), expected.detach())
+        source, target = add.tokenize(random_problems(64), 3)
+        model = random_model()
+        for t in range(4):
+            changed = (target + 3 * (torch.arange(4) == t)) % 10
+            same = (model(source, changed) == model(source, target)).all(dim=2)  # (64, 4)
+            self.assertTrue((same == (torch.arange(4) <= t)).all())
 
 
-class Arithmetic(unittest.TestCase):
+class Numbers(unittest.TestCase):
     def test_tokens_are_those_of_the_assignment(self):
-        source, target = add.tokenize(torch.tensor([507, 155]), torch.tensor([159, 491]), 3)
+        source, target = add.tokenize(torch.tensor([[507, 159], [155, 491]]), 3)
         self.assertEqual(source.tolist(), [[5, 0, 7, 10, 1, 5, 9], [1, 5, 5, 10, 4, 9, 1]])
         self.assertEqual(target.tolist(), [[0, 6, 6, 6], [0, 6, 4, 6]])
-
-    def test_digits_of_ten_digit_numbers(self):
-        for number in (0, 7, 9_999_999_999, 1_234_567_890):
-            digits = add.to_digits(torch.tensor([number]), 11)
-            self.assertEqual("".join(map(str, digits[0].tolist())), f"{number:011}")
-            self.assertEqual(add.to_numbers(digits).item(), number)
+        digits = add.to_digits(torch.tensor([1_234_567_890_123_456]), 16)
+        self.assertEqual(digits.tolist(), [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6]])
+        self.assertEqual(add.to_numbers(digits).tolist(), [1_234_567_890_123_456])
 
     def test_carries_of_all_problems(self):
-        problems = add.all_problems(3, False)
-        self.assertEqual(problems.shape, (810_000, 2))
-        a, b = problems.numpy().T
-        carry, expected = 0, []
-        for place in (1, 10, 100):  # the schoolbook, column by column
-            carry = (a // place % 10 + b // place % 10 + carry) // 10
-            expected.append(carry == 1)
-        self.assertTrue((add.carries(*problems.T, 3).numpy().T == expected).all())
+        problems = add.all_problems(3, leading_zeros=False)
+        self.assertEqual(len(set(map(tuple, problems.tolist()))), 810_000)
+        self.assertEqual((problems.min(), problems.max()), (100, 999))
+        self.assertTrue((add.carries(problems, 3).numpy().T == schoolbook_carries(problems, 3)).all())
 
-    def test_longest_chain(self):
-        rows = list(itertools.product([False, True], repeat=5))
-        expected = [max(map(len, "".join("01"[x] for x in row).split("0"))) for row in rows]
-        self.assertEqual(add.longest_chain(torch.tensor(rows)).tolist(), expected)
+    def test_examples_are_what_they_say(self):
+        """How many columns carry, and how many of these sum to nine and so pass a carry on."""
+        found = {}
+        for name, problem in add.EXAMPLES.items():
+            carry = schoolbook_carries(torch.tensor([problem]), 3)[:, 0]
+            nine = [sum(number // 10 ** k % 10 for number in problem) == 9 for k in range(3)]
+            found[name] = (sum(carry), sum(carry * nine))
+        self.assertEqual(found, {"no carry": (0, 0), "one carry": (1, 0), "a carry through a nine": (2, 1),
+                                 "a carry through two nines": (3, 2), "three carries": (3, 0)})
 
-    def test_difficulty_table_adds_up(self):
-        problems = random_problems(5000)
-        right = torch.arange(5000) % 7 > 0
-        for table in add.by_difficulty(problems, right, 3).values():
-            self.assertEqual(sum(row["n"] for row in table.values()), 5000)
-            self.assertEqual(sum(row["errors"] for row in table.values()), int((~right).sum()))
+    def test_carry_pairs_are_what_they_say(self):
+        for origin, column in itertools.combinations(range(4), 2):
+            pairs = add.carry_pairs(column, origin, n_pairs=500, num_digits=3)
+            sums = [pair.sum(1) // 10 ** column for pair in pairs]
+            self.assertTrue(((sums[0] + 1) % 10 == sums[1] % 10).all())  # the digit flips
+            self.assertTrue((sums[0] // 10 == sums[1] // 10).all())  # those before it do not
+            for k in range(3):
+                self.assertEqual((pairs[0] // 10 ** k % 10 == pairs[1] // 10 ** k % 10).all(), k != origin)
+            for carry, pair in enumerate(pairs):
+                self.assertTrue((schoolbook_carries(pair, 3)[origin:column] == carry).all())
+                self.assertTrue((pair >= 100).all() and (pair <= 999).all())
+                self.assertGreater(len(pair.unique()), 100)
 
 
 class Data(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
+        self.flags = ["--data-dir", folder.name]
         self.folder = Path(folder.name) / "addition"
-        self.args = flags("--data-dir", folder.name)
+        self.folder.mkdir()
+
+    def load(self, *typed):
+        args = add.command_line().parse_args([*self.flags, *typed])
+        return {split: problems.tolist() for split, problems in add.load_data(args).items()}, args.own_data
 
     def test_default_files(self):
-        add.generate_data(self.args)
-        data = add.load_data(self.args)
-        self.assertEqual({split: len(problems) for split, problems in data.items()},
-                         {"train": 10_000, "val": 2_000, "test": 2_000})
-        pairs = {split: [tuple(sorted(pair)) for pair in problems.tolist()] for split, problems in data.items()}
-        self.assertEqual(len({pair for split in pairs.values() for pair in split}), 14_000)  # none twice, no mirror
-        self.assertTrue(all(100 <= x <= 999 for split in pairs.values() for pair in split for x in pair))
-        digest = hashlib.sha256()
-        for split in add.SPLITS:
-            digest.update((self.folder / f"{split}.jsonl").read_bytes())
-        self.assertEqual(digest.hexdigest(), "1c5ef7ea645fb8dae2e7b0f3ba4f318791a79956c43631aefcf9e01f5ddf3056")
+        data, own_data = self.load()
+        self.assertIsNone(own_data)
+        files = b"".join((self.folder / f"{split}.jsonl").read_bytes() for split in ("train", "val", "test"))
+        self.assertEqual(hashlib.sha256(files).hexdigest(),
+                         "31e95da4555f18e7d019b4172e5b681fe8ab73da048cdd91446ab533cdec0dce")
+        self.assertRegex(files, rb'^\{"input": \[(\d, ){3}10(, \d){3}\], "target": \[(\d, ){3}\d\]\}\n')
+        self.assertEqual({split: len(data[split]) for split in data}, {"train": 10_000, "val": 2_000, "test": 2_000})
+        numbers = np.array([*data["train"], *data["val"], *data["test"]])
+        self.assertEqual((numbers.min() // 100, numbers.max() // 1000), (1, 0))
+        columns = {tuple(tuple(sorted(column)) for column in zip(str(a), str(b))) for a, b in numbers}
+        self.assertEqual(len(columns), 14_000)  # none twice, none with digits swapped, none in two splits
+        for split, problems in data.items():  # tens and units both sum to nine in 1% of random problems
+            self.assertEqual((np.array(problems).sum(axis=1) % 100 == 99).mean() > 0.03, split == "train")
+        for flag, value in (("--seed", "1"), ("--num-digits", "2"), ("--n-train", "99"), ("--cascades", "0.0")):
+            name = flag[2:].replace("-", "_")
+            with self.assertRaisesRegex(UserError, rf"made with {name} \S+ \(wanted {value}\).*--mode gendata"):
+                self.load(flag, value)
 
-    def test_first_line_is_the_assignments_format(self):
-        add.generate_data(self.args)
-        self.assertRegex((self.folder / "test.jsonl").read_text().splitlines()[0],
-                         r'^\{"input": \[(\d, ){3}10(, \d){3}\], "target": \[(\d, ){3}\d\]\}$')
+    def test_numbers_of_any_length(self):
+        sizes = {"train": 25, "val": 10, "test": 10}  # of one digit there are no more
+        for num_digits, leading_zeros in itertools.product((1, 2, 3, 10, 15), (False, True)):
+            drawn = add.draw_problems(num_digits, leading_zeros, sizes, cascades=0.5, seed=1)
+            self.assertNotEqual(drawn, add.draw_problems(num_digits, leading_zeros, sizes, cascades=0.5, seed=2))
+            self.assertEqual({split: len(drawn[split]) for split in drawn}, sizes)
+            numbers = torch.tensor(drawn["train"] + drawn["val"] + drawn["test"])
+            self.assertGreaterEqual(numbers.min(), 0 if leading_zeros else 10 ** (num_digits - 1))
+            self.assertLess(numbers.max(), 10 ** num_digits)
+        with self.assertRaisesRegex(UserError, "only 45 problems of 1 digits.*--n-train"):
+            self.load("--num-digits", "1", "--n-train", "26", "--n-val", "10", "--n-test", "10")
 
-    def test_cascades_enrich_training_only(self):
-        """Of random problems 1% have two neighbouring columns that both sum to nine; of the changed half, many more."""
-        add.generate_data(self.args)
-        shares = {}
-        for split, problems in add.load_data(self.args).items():
-            a, b = (add.to_digits(x, 3) for x in problems.T)
-            nines = (a + b == 9)
-            shares[split] = (nines[:, 1] & nines[:, 2]).double().mean().item()
-        self.assertGreater(shares["train"], 0.05)
-        self.assertLess(max(shares["val"], shares["test"]), 0.02)
+    def test_own_data_are_used_as_they_are(self):
+        record = '{"input": [1, 2, 10, 3, 9], "target": [0, 5, 1]}'
+        mirror = '{"input": [3, 9, 10, 1, 2], "target": [0, 5, 1]}'
+        (self.folder / "train.jsonl").write_text(f"{record}\n{record}\n{mirror}\n")
+        (self.folder / "val.json").write_text(f"[{mirror}, {record}]")
+        (self.folder / "test.jsonl").write_text(record)
+        data, name = self.load("--num-digits", "2")
+        self.assertEqual(list(data.values()), [[[12, 39], [12, 39], [39, 12]], [[39, 12], [12, 39]], [[12, 39]]])
+        before = {path: path.read_bytes() for path in self.folder.iterdir()}
+        with self.assertRaisesRegex(UserError, "files of your own, which are not replaced"):
+            add.generate_data(add.command_line().parse_args(self.flags))
+        self.assertEqual({path: path.read_bytes() for path in self.folder.iterdir()}, before)
+        (self.folder / "test.jsonl").write_text(mirror)
+        self.assertNotIn(self.load("--num-digits", "2")[1], (None, name))  # no model of other data will be used
+        (self.folder / "test.jsonl").unlink()
+        with self.assertRaisesRegex(UserError, r"test\.jsonl is missing"):
+            self.load("--num-digits", "2")
 
-    def test_seed_decides(self):
-        sizes = dict(zip(add.SPLITS, (50, 20, 20)))
-        first = add.draw_problems(3, False, sizes, 0.5, seed=1)
-        self.assertEqual(first, add.draw_problems(3, False, sizes, 0.5, seed=1))
-        self.assertNotEqual(first, add.draw_problems(3, False, sizes, 0.5, seed=2))
-
-    def test_sizes_from_one_digit_to_ten(self):
-        for num_digits in (1, 2, 3, 10):
-            for leading_zeros in (False, True):
-                args = flags("--num-digits", str(num_digits), *["--leading-zeros"][:leading_zeros])
-                sizes = dict(zip(add.SPLITS, add.split_sizes(args)))
-                problems = add.draw_problems(num_digits, leading_zeros, sizes, 0.5, 0)
-                self.assertEqual({split: len(pairs) for split, pairs in problems.items()}, sizes)
-                low, count = add.operand_range(num_digits, leading_zeros)
-                self.assertTrue(all(low <= x < low + count for pairs in problems.values() for p in pairs for x in p))
-
-    def test_all_problems_can_be_asked_for_but_no_more(self):
-        def sizes(n_train):
-            return add.split_sizes(flags("--num-digits", "1", "--n-train", n_train, "--n-val", "10", "--n-test", "10"))
-
-        self.assertEqual(sizes("25"), [25, 10, 10])
-        with self.assertRaisesRegex(UserError, "only 45 of 1 digits"):
-            sizes("26")
-
-    def test_settings_are_never_mistaken(self):
-        add.generate_data(self.args)
-        for other in (["--seed", "1"], ["--num-digits", "2"], ["--n-train", "99"], ["--cascades", "0"]):
-            with self.assertRaisesRegex(UserError, "gendata"):
-                add.load_data(flags("--data-dir", self.args.data_dir, *other))
-
-    def test_an_unfinished_folder_is_finished(self):
-        add.generate_data(self.args)
-        whole = (self.folder / "train.jsonl").read_bytes()
-        (self.folder / "settings.json").write_text('"unfinished"\n')
+    def test_a_wrong_record_is_named(self):
+        good = {"input": [5, 0, 10, 7, 1], "target": [1, 2, 1]}
+        inputs = [[5, 0, 11, 7, 1], [5, 0, 10, 7], [5, 0.0, 10, 7, 1], [5, -1, 10, 7, 1], [[5]] * 5, "50+71", None]
+        wrong = [("input", good | {"input": tokens}) for tokens in inputs]
+        wrong += [("target", good | {"target": tokens}) for tokens in ([1, 2, 2], [1, 2], "121", None)]
+        wrong += [("input", {}), ("input", []), ("input", 7), ("target", {"input": good["input"]})]
+        for key, record in wrong:
+            (self.folder / "train.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(record)}\n")
+            with self.assertRaisesRegex(UserError, rf'train\.jsonl, line 2: "{key}": expected .*, found '):
+                self.load("--num-digits", "2")
         (self.folder / "train.jsonl").unlink()
-        add.load_data(self.args)
-        self.assertEqual((self.folder / "train.jsonl").read_bytes(), whole)
+        (self.folder / "train.json").write_text(json.dumps([good, good, record]))
+        with self.assertRaisesRegex(UserError, r'train\.json, index 2: "target": expected .1, 2, 1., found None'):
+            self.load("--num-digits", "2")
 
-    def test_a_bad_line_is_named(self):
-        add.generate_data(self.args)
-        path = self.folder / "val.jsonl"
-        lines = path.read_text().splitlines()
-        bad = ['{"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 7]}', "{", "7", "", "null", "[" * 100_000,
-               '{"input": [5, 0, 7], "target": [0, 6, 6, 6]}', "\ud800x",
-               '{"input": [5, 0, 7, 11, 1, 5, 9], "target": [0, 6, 6, 6]}',
-               '{"input": [5, 0, 7.0, 10, 1, 5, 9], "target": [0, 6, 6, 6]}', '{"input": "507+159", "target": "0666"}']
-        for line in bad:
-            with self.subTest(line[:60]):
-                path.write_bytes("\n".join(lines[:6] + [line] + lines[7:]).encode(errors="surrogatepass"))
-                with self.assertRaisesRegex(UserError, r"val\.jsonl, line 7: "):
-                    add.load_data(self.args)
 
-    def test_cut_short_and_foreign_files_are_refused(self):
-        add.generate_data(self.args)
-        path = self.folder / "train.jsonl"
-        text = path.read_text()
-        path.write_text(text[:-59])
-        with self.assertRaisesRegex(UserError, "9,999 problems, expected 10,000"):
-            add.load_data(self.args)
-        (self.folder / "settings.json").unlink()
-        with self.assertRaisesRegex(UserError, "settings.json"):
-            add.load_data(self.args)
-        self.assertEqual(path.read_text(), text[:-59])  # somebody else's file, perhaps: not overwritten
+class ScoringAndTraining(unittest.TestCase):
+    def test_scores_are_those_of_greedy_decoding(self):
+        problems = random_problems(4000, 2)
+        source, target = add.tokenize(problems, 2)
+        for model in TRAINED:
+            answer = add.greedy_decode(model, source)
+            self.assertTrue(torch.equal(model(source, answer).argmax(dim=-1), answer))  # it reads its own digits
+            right = answer == target
+            accuracy = right.all(dim=1).double().mean().item()
+            self.assertTrue(0.4 < accuracy < 0.99, accuracy)  # it has learned something and not everything
+            self.assertTrue(torch.equal(add.is_right(model, problems), right.all(dim=1)))
+            probability = model(source, target).softmax(dim=-1).gather(2, target[..., None])
+            expected = {"val_loss": -probability.log().mean().item(), "val_accuracy": accuracy,
+                        "val_digit_accuracy": right.double().mean(dim=0).tolist()}
+            assert_close(add.validate(model, problems), expected)
+
+    def test_everything_is_counted(self):
+        """And only the five mistakes that are printed are decoded: a bad model is wrong on nearly every problem."""
+        problems = add.all_problems(2, leading_zeros=True)
+        n_carries = schoolbook_carries(problems, 2).sum(axis=0)
+        for model in (TRAINED[0], random_model("--num-digits", "2")):
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                with mock.patch.object(add, "greedy_decode", wraps=add.greedy_decode) as decode:
+                    table = add.test_everything(model, leading_zeros=True)
+            self.assertEqual(sum(len(call.args[1]) for call in decode.call_args_list), 5)
+            wrong = np.array(add.solve(model, problems)) != problems.sum(1).numpy()
+            self.assertRegex(printed.getvalue(), f"^10,000 of 10,000 problems tested: {wrong.sum():,} wrong")
+            self.assertEqual((table["n"], table["errors"]), (10_000, wrong.sum()))
+            for k in range(3):
+                expected = {"n": (n_carries == k).sum(), "errors": wrong[n_carries == k].sum()}
+                self.assertEqual(table["carries"][str(k)], expected)
+
+    def test_batches_are_epochs(self):
+        seen = torch.cat(list(itertools.islice(common.batches(10, 5, seed=0), 4))).tolist()
+        self.assertEqual([sorted(seen[:10]), sorted(seen[10:])], [list(range(10))] * 2)
+        self.assertNotEqual(seen[:10], seen[10:])
+        self.assertEqual(len(next(common.batches(3, 5, seed=0))), 3)
+
+    def test_best_weights_are_put_back(self):
+        """Best is the highest accuracy, among equals the lowest loss: not the lowest loss of all, nor the last row."""
+        model = nn.Linear(1, 1)
+        best = common.Best(model, steps=5)
+        for step, loss, accuracy in ((1, 0.1, 0.5), (2, 0.5, 0.9), (3, 0.4, 0.9), (4, 0.45, 0.9), (5, 0.3, 0.7)):
+            nn.init.constant_(model.weight, step)
+            best.losses += [torch.tensor(step + 0.0), torch.tensor(step + 1.0)]
+            best.record(step, 0.1, val_loss=loss, val_accuracy=accuracy)
+        self.assertEqual([row["train_loss"] for row in best.history], [1.5, 2.5, 3.5, 4.5, 5.5])
+        self.assertEqual((best.restore().weight.item(), best.best["step"], model.training), (3, 3, False))
+        best.losses.append(torch.tensor(torch.nan))
+        with self.assertRaisesRegex(UserError, "no longer finite at step 6"):
+            best.record(6, 0.1, val_loss=0.1, val_accuracy=1.0)
+
+    def test_a_training_follows_the_learning_rate_and_returns_its_best_weights(self):
+        """Twenty problems are soon known by heart, and the validation loss rises again."""
+        data = {"train": random_problems(20), "val": random_problems(50, seed=1)}
+        config = config_of("--steps", "60", "--eval-every", "10", "--lr", "0.02", "--warmup", "20")
+        model, best = add.fit(config, data, "cpu")
+        expected = [0.02 * 10 / 20, 0.02, 0.02 * 31 / 36, 0.02 * 21 / 36, 0.02 * 11 / 36, 0.02 * 1 / 36]
+        np.testing.assert_allclose([row["lr"] for row in best.history], expected)
+        row = max(best.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        self.assertLess(row["step"], 60)
+        self.assertEqual(add.validate(model, data["val"])["val_loss"], row["val_loss"])
+
+    def test_weight_decay_is_for_matrices_only(self):
+        model = random_model()
+        before = copy.deepcopy(model.state_dict())
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        common.adamw(model, lr=0.1, weight_decay=0.5).step()  # without gradients, decay is all that happens
+        for name, p in model.state_dict().items():
+            spared = "norm" in name or name.endswith("bias")
+            assert_close(p, before[name] * (1 if spared else 0.95))
+
+    def test_mean_and_standard_deviation(self):
+        expected = {"mean": np.mean([2, 3, 7]), "std": np.std([2, 3, 7], ddof=1), "per_seed": [2, 3, 7]}
+        self.assertEqual(common.mean_std([2, 3, 7]), expected)
+        self.assertEqual(common.mean_std([0.5]), {"mean": 0.5, "std": 0, "per_seed": [0.5]})
+
+
+class Hooks(unittest.TestCase):
+    def setUp(self):
+        self.model = random_model()
+        self.problems = random_problems(50)
+        self.tokens = add.tokenize(self.problems, 3)
+        self.before = self.model(*self.tokens)
+
+    def patched(self, heads, values=None):
+        with add.replacing(self.model, heads, values):
+            return self.model(*self.tokens)
+
+    def test_zeroing_a_head_is_zeroing_its_slice_of_the_output_projection(self):
+        for stage, h in itertools.product(("enc", "dec", "cross"), range(4)):
+            model = copy.deepcopy(self.model)
+            block = model.encoder[1] if stage == "enc" else model.decoder[1]
+            attention = block.cross_attention if stage == "cross" else block.self_attention
+            attention.output.weight.data[:, 8 * h:8 * h + 8] = 0
+            expected = model(*self.tokens)
+            self.assertTrue(torch.equal(self.patched({f"{stage}.L1.H{h}"}), expected))
+            self.assertFalse(torch.equal(self.before, expected))
+
+    def test_patching_reproduces_the_other_run(self):
+        """Given the same digits so far, here of the same sum, only cross-attention tells the decoder the problem."""
+        values = add.record_heads(self.model, self.problems, "heads")
+        self.assertEqual(len(values), 24)
+        self.assertTrue(torch.equal(self.patched(set(values), values), self.before))
+        other = self.problems + torch.tensor([[1, -1]])
+        values = add.record_heads(self.model, other, "heads")
+        patched = self.patched({head for head in values if head.startswith("cross")}, values)
+        self.assertTrue(torch.equal(patched, self.model(*add.tokenize(other, 3))))
+        self.assertFalse(torch.equal(patched, self.before))
+
+    def test_hooks_leave_no_trace(self):
+        add.ablate(self.model, self.problems, self.problems)
+        add.gradient_importance(self.model, self.problems)
+        for context in (add.replacing(self.model, add.heads_of(self.model)), common.recording(self.model.modules())):
+            with self.assertRaises(ZeroDivisionError), context:
+                1 / 0
+        self.assertTrue(torch.equal(self.model(*self.tokens), self.before))
+        self.assertFalse(any(module._forward_hooks for module in self.model.modules()))
 
 
 class LookingInside(unittest.TestCase):
     def setUp(self):
-        self.model = small_model()
-        self.problems = random_problems(200)
-        self.source, self.target = add.tokenize(*self.problems.T, 3)
-        self.heads = add.head_names(self.model)
+        self.model = TRAINED[0]
+        self.heads = ["enc.L0.H0", "enc.L0.H1", "dec.L0.H0", "dec.L0.H1", "cross.L0.H0", "cross.L0.H1"]
 
-    def test_names(self):
-        self.assertEqual(len(self.heads), 24)
-        self.assertEqual((self.heads[0], self.heads[15], self.heads[-1]), ("enc.L0.H0", "dec.L1.H3", "cross.L1.H3"))
+    def logits(self, problems, heads=(), values=None):
+        """Of a teacher-forced run with some heads replaced: what Hooks has tested."""
+        with torch.no_grad(), add.replacing(self.model, heads, values):
+            return self.model(*add.tokenize(problems, 2))
 
-    def test_zeroing_a_head_is_zeroing_its_slice_of_the_output_projection(self):
-        before = self.model(self.source, self.target)
+    def accuracy(self, problems, heads=(), values=None):
+        answers = add.to_numbers(self.logits(problems, heads, values).argmax(dim=-1))
+        return (answers == problems.sum(1)).double().mean().item()
+
+    def test_ablation(self):
+        """The mean is one over problems, and over other ones than those of the test: each token keeps its own."""
+        val = random_problems(150, 2, seed=1)
+        test = random_problems(300, 2, seed=2)
+        table = add.ablate(self.model, val, test)
+        lost = add.importance(self.model, val)["ablation"]
+        means = {head: output.mean(dim=0) for head, output in add.record_heads(self.model, val, "heads").items()}
+        self.assertEqual((table["n"], table["baseline"], list(means)), (300, self.accuracy(test), self.heads))
         for head in self.heads:
-            name, h = head.rsplit(".H", 1)
-            output = add.attention_blocks(self.model)[name].output
-            kept = output.weight.detach().clone()
-            with torch.no_grad():
-                output.weight[:, 8 * int(h):8 * int(h) + 8] = 0
-            expected = self.model(self.source, self.target)
-            with torch.no_grad():
-                output.weight.copy_(kept)
-            with add.replacing(self.model, {head}):
-                self.assertTrue(torch.equal(self.model(self.source, self.target), expected))
-            self.assertFalse(torch.equal(before, expected))
+            self.assertEqual(table["heads"][head]["zero"], self.accuracy(test, {head}))
+            self.assertEqual(table["heads"][head]["mean"], self.accuracy(test, {head}, means))
+            self.assertEqual(lost[head], self.accuracy(val) - self.accuracy(val, {head}))
 
-    def test_hooks_leave_no_trace(self):
-        before = self.model(self.source, self.target)
-        add.ablate(self.model, self.problems[:20], self.problems[:20], 3)
-        add.importance(self.model, self.problems[:20], 3)
-        add.trace_carry(self.model, 3, False, n_pairs=20)
-        with self.assertRaises(ZeroDivisionError), add.replacing(self.model, set(self.heads)):
-            1 / 0
-        self.assertTrue(torch.equal(self.model(self.source, self.target), before))
-        self.assertFalse(any(module._forward_hooks for module in self.model.modules()))
+    def test_pruning(self):
+        """Heads are ranked on validation problems, here without carries, and judged on test problems, here with."""
+        problems = random_problems(600, 2)
+        has_carry = schoolbook_carries(problems, 2).any(axis=0)
+        val, test = problems[~has_carry], problems[has_carry]
+        found = add.prune(self.model, val, test, n_random=3)
+        order = found["order"]
+        self.assertEqual(sorted(order), sorted(self.heads))
+        for k in range(6):  # of all heads that are left, the one that hurts least goes next
+            left = [self.accuracy(val, [*order[:k], head]) for head in order[k:]]
+            self.assertEqual(left[0], max(left))
+        curve = [self.accuracy(test, order[:k]) for k in range(7)]
+        self.assertEqual(found["curves"]["greedy"], curve)
+        self.assertEqual([(len(c), c[0], c[6]) for c in found["curves"]["random"]], [(7, curve[0], curve[6])] * 3)
+        self.assertEqual(found["prunable"], max(k for k in range(7) if curve[k] >= curve[0] - 0.01))
+        alone = [head for head in self.heads if self.accuracy(test, {head}) >= curve[0] - 0.01]
+        self.assertEqual(found["removable_alone"], alone)
+        self.assertEqual(found["accuracy_without_all_of_those"], self.accuracy(test, alone))
 
-    def test_attention_rows_sum_to_one(self):
-        with add.recording(self.model, "weights") as weights:
-            self.model(self.source, self.target)
-        self.assertEqual(set(weights), set(add.attention_blocks(self.model)))
-        for block in weights.values():
-            torch.testing.assert_close(block.sum(-1), torch.ones_like(block[..., 0]))
-        rows = add.attention_mass(weights, self.problems, 3)
-        places = ("same_column", "next_lower", "lower", "higher", "plus_or_start")
+    def test_gradient_importance_by_finite_differences(self):
+        """Michel et al. define it as |dL/dx| where x = 1 multiplies the output of a head."""
+        problems = random_problems(20, 2)
+        _, target = add.tokenize(problems, 2)
+        outputs = add.record_heads(self.model, problems, "heads")
+        slopes = {}
         for head in self.heads:
-            for row in rows[head].values():
-                self.assertAlmostEqual(sum(row[place] for place in places), 1)
-
-    def test_attention_mass_by_brute_force(self):
-        with add.recording(self.model, "weights") as weights:
-            self.model(self.source, self.target)
-        row = add.attention_mass(weights, self.problems, 3)["cross.L1.H2"]["tens"]
-        mass = weights["cross.L1.H2"[:8]][:, 2, 2]  # the third digit written is the tens
-        self.assertAlmostEqual(row["same_column"], (mass[:, 1] + mass[:, 5]).mean().item())
-        units = mass[:, 2] + mass[:, 6]
-        carry = torch.tensor([a % 10 + b % 10 >= 10 for a, b in self.problems.tolist()])
-        self.assertAlmostEqual(row["carry_effect"][0], (units[carry].mean() - units[~carry].mean()).item())
-
-    def test_patching_a_run_with_itself_changes_nothing(self):
-        with add.recording(self.model, "heads") as heads:
-            before = self.model(self.source, self.target)
-        with add.replacing(self.model, set(self.heads), heads):
-            self.assertTrue(torch.equal(self.model(self.source, self.target), before))
-
-    def test_patching_all_heads_that_feed_a_position_reproduces_the_other_run(self):
-        """Given the same digits so far, the decoder knows the problem through cross-attention alone."""
-        other = random_problems(200, seed=1)
-        with add.recording(self.model, "heads") as heads:
-            expected = self.model(add.tokenize(*other.T, 3)[0], self.target)
-        with add.replacing(self.model, set(add.head_names(self.model, ("cross",))), heads):
-            self.assertTrue(torch.equal(self.model(self.source, self.target), expected))
-
-    def test_examples_are_what_they_say(self):
-        """Columns of each example that carry, and that sum to nine and so pass a carry on: by ordinary arithmetic."""
-        expected = {"no carry": (0, 0), "one carry": (1, 0), "a carry through a nine": (2, 1),
-                    "a carry through two nines": (3, 2), "three carries": (3, 0)}
-        for name, pair in add.EXAMPLES.items():
-            columns = [sum(number // 10 ** k % 10 for number in pair) for k in range(3)]
-            carry = [sum(number % 10 ** (k + 1) for number in pair) >= 10 ** (k + 1) for k in range(3)]
-            passed = [total == 9 and arrives for total, arrives in zip(columns[1:], carry)]
-            self.assertEqual((sum(carry), sum(passed)), expected.pop(name), name)
-        self.assertFalse(expected)
-
-    def test_carry_pairs_are_what_they_say(self):
-        for column in (1, 2, 3):
-            for origin in range(column):
-                pair = add.carry_pairs(column, origin, 500, 3)
-                without, with_ = ([add.to_digits(x, 4).flip(1) for x in (*p.T, p.sum(1))] for p in pair)
-                self.assertTrue(all((100 <= p).all() and (p <= 999).all() for p in pair))
-                for k in range(3):
-                    same = all(torch.equal(without[i][:, k], with_[i][:, k]) for i in (0, 1))
-                    self.assertEqual(same, k != origin)
-                carry = [add.carries(*p.T, 3)[:, column - 1] for p in pair]
-                self.assertTrue((~carry[0]).all() and carry[1].all())  # what arrives in the column flips
-                self.assertTrue(((without[2][:, column] + 1) % 10 == with_[2][:, column]).all())
-                self.assertTrue(torch.equal(without[2][:, column + 1:], with_[2][:, column + 1:]))
-
-    def test_sufficient_set(self):
-        heads = ["a", "b", "c", "d"], dict.fromkeys("abcd", 0.0)
-        together = lambda heads: 1.0 if {"b", "d"} <= heads else 0.05 * len(heads)
-        self.assertEqual(add.sufficient_set(together, *heads), ["b", "d"])
-        self.assertEqual(add.sufficient_set(lambda heads: float("c" in heads), *heads), ["c"])
-        in_series = lambda heads: float(bool(heads & {"a", "c"}))  # either is enough, so neither may be left out
-        self.assertEqual(add.sufficient_set(in_series, *heads), ["a", "c"])
-
-    def test_gradient_importance_is_the_derivative_by_a_heads_volume(self):
-        """Michel et al. define it as |dL/dx| where x = 1 multiplies a head's output: check by finite differences."""
-        problems = self.problems[:6]
-        scores, step = add.gradient_importance(self.model, problems, 3), 1e-5
-        source, target = add.tokenize(*problems.T, 3)
-        with add.recording(self.model, "heads") as heads:
-            self.model(source, target)
-        raw = {}
-        for head in ("enc.L1.H0", "enc.L1.H1", "enc.L1.H2", "enc.L1.H3"):
-            losses = []
-            for volume in (1 + step, 1 - step):
-                with add.replacing(self.model, {head}, {name: volume * x for name, x in heads.items()}):
-                    logits = self.model(source, target)
-                losses.append(F.cross_entropy(logits.transpose(1, 2), target, reduction="none").sum(1))
-            raw[head] = ((losses[0] - losses[1]) / (2 * step)).abs().mean().item()
-        norm = sum(value ** 2 for value in raw.values()) ** 0.5
-        for head, value in raw.items():
-            self.assertAlmostEqual(scores[head], value / norm, places=5)
+            more = self.logits(problems, {head}, {head: 1.00001 * outputs[head]}).transpose(1, 2)
+            less = self.logits(problems, {head}, {head: 0.99999 * outputs[head]}).transpose(1, 2)
+            change = F.cross_entropy(more, target, reduction="none") - F.cross_entropy(less, target, reduction="none")
+            slopes[head] = (change / 0.00002).sum(dim=1).abs().mean().item()
+        assert_close(add.gradient_importance(self.model, problems), slopes, rtol=1e-4, atol=0)
 
     def test_rank_correlation(self):
         self.assertAlmostEqual(add.rank_correlation([1, 2, 3, 4], [10, 20, 30, 400]), 1)
         self.assertAlmostEqual(add.rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]), -1)
         self.assertAlmostEqual(add.rank_correlation([1, 2, 2, 4, 5], [5, 6, 7, 8, 7]), 7.25 / 9.5)  # by hand
 
-    def test_pruning_adds_up(self):
-        model, problems = small_model(torch.float32), self.problems[:50]
-        with torch.no_grad():  # a model that is right on half the problems, for something to lose
-            answer = add.greedy_decode(model, add.tokenize(*problems.T, 3)[0])
-        table = add.prune(model, problems, problems, 3, n_random=2)
-        self.assertEqual(sorted(table["order"]), sorted(add.head_names(model)))
-        recount = (answer == add.tokenize(*problems.T, 3)[1]).all(1).double().mean().item()
-        self.assertEqual(table["curves"]["greedy"][0], recount)
-        for curve in (*table["curves"]["random"], table["curves"]["ranked_once"]):
-            self.assertEqual((len(curve), curve[0], curve[-1]), (25, recount, table["curves"]["greedy"][-1]))
+    def test_flip_rates(self):
+        """Half of the pairs are patched in each direction. Only those count that are right unpatched."""
+        routes = add.trace_carry(self.model, n_pairs=400)["routes"]
+        self.assertEqual(list(routes), ["units to tens", "units to hundreds", "tens to hundreds"])
+        for route, (column, origin) in zip(routes.values(), ((1, 0), (2, 0), (2, 1))):
+            def predicted(*run):
+                return self.logits(*run)[:, 2 - column].argmax(dim=1)
 
-    def test_patcher_recounts(self):
-        pair = add.carry_pairs(1, 0, 40, 3)
-        effect = add.patcher(self.model, pair, 1, 3)
-        digits = [self.model(*add.tokenize(*p.T, 3)).argmax(-1)[:, 2] for p in pair]
-        targets = [add.tokenize(*p.T, 3)[1][:, 2] for p in pair]
-        known = (digits[0] == targets[0]) & (digits[1] == targets[1])
-        self.assertEqual(effect(set()), 0.0)
-        self.assertEqual(effect(set(add.head_names(self.model, ("cross",)))), float(known.any()))
+            without, with_carry = add.carry_pairs(column, origin, n_pairs=400, num_digits=2)
+            n_usable = 0
+            n_flipped = dict.fromkeys(self.heads, 0)
+            for clean, other in ((without[0::2], with_carry[0::2]), (with_carry[1::2], without[1::2])):
+                digit = clean.sum(1) // 10 ** column % 10
+                flipped = other.sum(1) // 10 ** column % 10
+                usable = (predicted(clean) == digit) & (predicted(other) == flipped)
+                n_usable += usable.sum().item()
+                values = add.record_heads(self.model, other, "heads")
+                for head in self.heads:
+                    n_flipped[head] += (usable & (predicted(clean, {head}, values) == flipped)).sum().item()
+            self.assertTrue(150 < n_usable < 400, n_usable)
+            self.assertEqual(route["heads"], {head: n_flipped[head] / n_usable for head in self.heads})
+            self.assertTrue(any(0.1 < rate < 0.9 for rate in route["heads"].values()))
+            self.assertEqual((route["stages"]["cross"]["all"], route["stages"]["dec"]["all"]), (1, 0))
 
+    def test_sufficient_set(self):
+        strength = {"a": 1 / 16, "b": 8 / 16, "c": 6 / 16, "d": 1 / 16}
+        found = add.sufficient_set(lambda heads: sum(strength[head] for head in heads), list("abcd"))
+        self.assertEqual(found, {"all": 1, "set": ["b", "c", "a"], "effect": 15 / 16, "rest": 1 / 16})
+        found = add.sufficient_set(lambda heads: float(bool(heads & {"b", "c"})), list("abcd"))
+        self.assertEqual(found, {"all": 1, "set": ["b"], "effect": 1, "rest": 1})  # c stands in for b
+        self.assertEqual(add.sufficient_set(lambda heads: 0.2 * len(heads), list("abcd")), {"all": 0.8})
 
-class Training(unittest.TestCase):
-    def test_batches_are_epochs(self):
-        seen = torch.cat(list(itertools.islice(common.batches(10, 5, seed=0), 4)))
-        self.assertEqual(sorted(seen[:10].tolist()), list(range(10)))
-        self.assertEqual(sorted(seen[10:].tolist()), list(range(10)))
-        self.assertNotEqual(seen[:10].tolist(), seen[10:].tolist())
-        self.assertEqual(len(next(common.batches(3, 5, seed=0))), 3)
+    def test_probe(self):
+        problems = random_problems(600, 2)
+        carry = schoolbook_carries(problems, 2).T
+        table = add.compare_probes(self.model, problems)
+        torch.manual_seed(1)
+        for which, model in (("trained", self.model), ("untrained", add.Adder(self.model.config))):
+            memory = model.encode(add.tokenize(problems, 2)[0]).detach().double().numpy()
+            for token in range(5):
+                x = np.concatenate([memory[:, token], np.ones((600, 1))], axis=1)
+                fitted = np.linalg.lstsq(x[:300], carry[:300], rcond=None)[0]
+                right = (x[300:] @ fitted > 0.5) == carry[300:]
+                np.testing.assert_allclose(table[which][token], right.mean(axis=0))
+        self.assertEqual(table["n"], 300)
 
-    def test_learning_rate(self):
-        config = flags("--steps", "1000", "--warmup", "100", "--lr", "1")
-        rates = [add.learning_rate(step, config) for step in (0, 49, 99, 250, 400, 700, 999)]
-        torch.testing.assert_close(rates, [0.01, 0.5, 1.0, 1.0, 1.0, 0.5, 1 / 600])
-
-    def test_without_the_start_the_first_digit_is_not_learnt(self):
-        problems = add.all_problems(1, leading_zeros=True)
-        for typed, learnt in (([], [True, True]), (["--no-start"], [False, True])):
-            config = flags(*typed, "--num-digits", "1", "--leading-zeros", "--n-layer", "1", "--d-model", "32",
-                           "--steps", "150", "--eval-every", "150", "--warmup", "10")
-            with contextlib.redirect_stderr(io.StringIO()):
-                model, _, _ = add.fit(config, {"train": problems, "val": problems}, torch.device("cpu"))
-            source, target = add.tokenize(*problems.T, 1)
-            forced = (model(source, target).argmax(-1) == target).double().mean(0)
-            self.assertEqual((forced > 0.9).tolist(), learnt)
+    def test_figures_have_queries_on_y_and_keys_on_x(self):
+        with mock.patch.object(common, "heatmap", wraps=common.heatmap) as heatmap:
+            with tempfile.TemporaryDirectory() as folder:
+                add.draw_example(self.model, 34, 15, "", Path(folder))
+        problem = list("34+15")
+        labels = {"enc": [problem, problem], "dec": [list("049"), ["start", "0", "4"]], "cross": [list("049"), problem]}
+        weights = add.attention_of(self.model, [(34, 15)])
+        for call, (head, grid) in zip(heatmap.call_args_list, weights.items(), strict=True):
+            axis = call.args[0]
+            ticks = [[label.get_text() for label in axis.get_yticklabels()],
+                     [label.get_text() for label in axis.get_xticklabels()]]
+            self.assertEqual(ticks, labels[head.split(".")[0]])
+            self.assertEqual((axis.get_title(), axis.get_xlabel(), axis.get_ylabel()[:5]), (head, "key", "query"))
+            np.testing.assert_array_equal(axis.images[0].get_array(), grid[0])
 
 
 if __name__ == "__main__":

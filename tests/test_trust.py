@@ -1,18 +1,15 @@
-"""What users and machines do to it: runs killed and taken up again, files cut short, full disks, nonsense typed in."""
-import argparse
+"""What users and machines do to it: killed runs, full disks, files cut short, hostile models, nonsense typed in."""
 import contextlib
 import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import unittest
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -22,505 +19,482 @@ import attention_addition as add
 import common
 import positional_sorting as sort
 from common import UserError
-from tests import test_addition_cli, test_sorting_cli
-from tests.command import PROCESSES, TOP, contents, run, side_by_side
+from tests.command import PROCESSES, contents, ctrl_c, run, shell, whole_results
 
-TINY = {"attention_addition.py": test_addition_cli.TINY, "positional_sorting.py": test_sorting_cli.TINY}
-SCRIPTS = {"attention_addition.py": add, "positional_sorting.py": sort}
-MODES = {"attention_addition.py": ["gendata", "train", "analyze"],
-         "positional_sorting.py": ["gendata", "train", "extrapolate", "analyze"]}
-MORE = {"attention_addition.py": [], "positional_sorting.py": ["--pe", "learned,alibi", "--model-seeds", "1"]}
-QUESTION = {"attention_addition.py": "34+15", "positional_sorting.py": "3 15 27"}
+ADD = "attention_addition.py"
+SORT = "positional_sorting.py"
+SCRIPTS = {ADD: add, SORT: sort}
+MODES = {ADD: ["gendata", "train", "analyze"], SORT: ["gendata", "train", "extrapolate", "analyze"]}
+TINY = {ADD: ["--num-digits", "2", "--n-train", "300", "--n-val", "30", "--n-test", "50", "--steps", "60", "--lr", "0.02",
+              "--eval-every", "30", "--d-model", "16", "--d-ff", "16", "--n-head", "2"],
+        SORT: ["--n-train", "40", "--n-val", "20", "--n-test", "20", "--n-long", "12", "--lengths", "16", "20", "--steps",
+               "6", "--eval-every", "3", "--d-model", "8", "--d-ff", "8", "--batch-size", "8", "--pe", "alibi"]}
+DATA = {ADD: "data/addition", SORT: "data/sorting"}
+MODEL = {ADD: "out/addition/best_model.pth", SORT: "out/sorting/alibi/best_model.pth"}
+RESULTS = "out/sorting/extrapolation/extrapolation_results.json"
+QUESTION = {ADD: "34+15", SORT: "3 15 27 41 52 60 71 88"}
 
-
-def without_times(value):
-    """A log without what a clock has measured."""
-    if isinstance(value, dict):
-        return {key: without_times(x) for key, x in value.items() if key != "seconds"}
-    return [without_times(x) for x in value] if isinstance(value, list) else value
-
-
-def comparable(path, content):
-    return without_times(json.loads(content)) if path.suffix == ".json" else content
+PEACE = tempfile.TemporaryDirectory()  # what undisturbed runs of all modes leave
+SECONDS = {}  # (script, mode): how long such a run takes
 
 
-def assert_whole(path, content):
-    """Fail unless the file is one that can be read to its end."""
-    if path.suffix == ".json":
-        json.loads(content)
-    elif path.suffix == ".jsonl":
-        assert content.endswith(b"\n") and [json.loads(line) for line in content.splitlines()], path
-    elif path.suffix == ".png":
-        assert content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82"), path
-    else:
-        assert path.suffix == ".pth", path
-        torch.load(io.BytesIO(content), weights_only=True)
+def setUpModule():
+    unittest.addModuleCleanup(PEACE.cleanup)
+    run(ADD, "--help")  # starts the process that forks: no part of the times below
+    for script, modes in MODES.items():
+        for mode in modes:
+            start = time.time()
+            result = run(script, "--mode", mode, *TINY[script], *places(PEACE.name))
+            SECONDS[script, mode] = time.time() - start
+            assert result.returncode == 0, result.stderr
 
 
-def whole_files(folder):
-    """The contents of all files, each of them whole. What a killed run was writing has a name that nobody reads."""
-    files = {path.relative_to(folder): content for path, content in contents(folder).items()
-             if not re.fullmatch(r"\..*\.tmp", path.name)}
-    for path, content in files.items():
-        assert_whole(path, content)
-    return files
+def places(folder):
+    return ["--data-dir", f"{folder}/data", "--out-dir", f"{folder}/out"]
 
 
-def kill_in_the_middle(path):
+def quiet():
+    """Yield a StringIO that takes the log lines."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+class Case(unittest.TestCase):
+    """A test case with an empty folder of its own."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def copy_results(self):
+        shutil.rmtree(self.folder)
+        shutil.copytree(PEACE.name, self.folder)
+
+    def put(self, name, content):
+        """Write a file, or remove it (or a folder) if content is None."""
+        path = self.folder / name
+        if content is not None:
+            path.write_text(content)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+    def go(self, script, mode, *flags, **options):
+        return run(script, "--mode", mode, *TINY[script], *places(self.folder), *flags, **options)
+
+    def args(self, script, *flags):
+        args = SCRIPTS[script].command_line().parse_args([*TINY[script], *places(self.folder), *flags])
+        args.own_data = None
+        return args
+
+    def config(self, script, pe="alibi"):
+        args = self.args(script)
+        return common.config_of(args, ADD, 1) if script == ADD else sort.config_of(args, pe, 1)
+
+    def load(self, script):
+        args = self.args(script)
+        return add.load_data(args) if script == ADD else sort.load_data(args, sort.SPLITS)
+
+    def find_model(self, script, **changes):
+        build = add.Adder if script == ADD else sort.SortednessEncoder
+        name = MODEL[script].removeprefix("out/")
+        return common.find_model(self.folder / "out", [name], self.config(script) | changes, build)
+
+    def assert_works(self, result):
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def assert_error(self, result, sentence=""):
+        """Exit code 2, and one line that says `sentence`, after nothing but progress."""
+        *before, last = result.stderr.decode().splitlines()
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertRegex(last, f"^error: .*{sentence}")
+        for line in before:
+            self.assertRegex(line, "^(data|model|train|step|saved|note)")
+
+
+def kill_in_whole_file(path):
     with common.whole_file(path) as temporary:
         temporary.write_text("new, but")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def quiet():
-    """Log lines go nowhere."""
-    return contextlib.redirect_stderr(io.StringIO())
-
-
-class Killed(unittest.TestCase):
-    def killed_often(self, script, kills):
-        """Kill runs at random moments; then finish, and find what a run that was left in peace leaves behind."""
+@unittest.skipIf(os.name == "nt", "Windows has other signals")
+class Interrupted(Case):
+    def test_killed_at_random_moments(self):
+        """After each kill all files are whole. Then the same commands leave what an undisturbed run leaves."""
         rng = random.Random(641)
-        with tempfile.TemporaryDirectory() as peace, tempfile.TemporaryDirectory() as war:
-            commands, seconds = {}, {}
-            run(script, "--help")  # so that what comes next is not also the start of the process that splits
-            for mode in MODES[script]:
-                commands[mode] = [script, "--mode", mode, *TINY[script], *MORE[script]]
-                start = time.time()
-                result = run(*commands[mode], "--data-dir", peace, "--out-dir", peace)
-                seconds[mode] = time.time() - start
-                self.assertEqual(result.returncode, 0, result.stderr)
-            count = 0
-            for mode in MODES[script]:
-                for _ in range(kills):
-                    end = time.time() + rng.uniform(0.03, seconds[mode])
-                    result = run(*commands[mode], "--data-dir", war, "--out-dir", war,
-                                 kill_when=lambda: time.time() > end)
+        kills = 0
+        for script, modes in MODES.items():
+            for mode in modes:
+                for _ in range(2 if mode == "analyze" else 3):
+                    end = time.time() + rng.uniform(0, 0.8 * SECONDS[script, mode])
+                    result = self.go(script, mode, kill_when=lambda: time.time() > end)
                     self.assertIn(result.returncode, (0, -signal.SIGKILL), result.stderr)
-                    self.assertNotIn(b"rror", result.stderr)
-                    count += result.killed
-                    if not result.killed:  # done before its moment: choose earlier ones
-                        seconds[mode] *= 0.8
-                    whole_files(war)
-                result = run(*commands[mode], "--data-dir", war, "--out-dir", war)
-                self.assertEqual(result.returncode, 0, result.stderr)
-            left = {path: content for path, content in whole_files(war).items() if path.name != "unfinished.pth"}
-            expected = whole_files(peace)
-            self.assertEqual(left.keys(), expected.keys())
-            for path in expected:
-                self.assertEqual(comparable(path, left[path]), comparable(path, expected[path]), path)
-        return count
+                    kills += result.killed
+                    whole_results(self.folder)
+                self.assert_works(self.go(script, mode))
+        self.assertGreaterEqual(kills, 14)  # of 19
+        left = whole_results(self.folder)
+        expected = whole_results(PEACE.name)
+        self.assertEqual(sorted(left), sorted(expected))
+        for name in expected:
+            self.assertEqual(left[name], expected[name], name)
 
-    def test_at_fifty_random_moments(self):
-        with ThreadPoolExecutor(2) as pool:
-            counts = list(pool.map(self.killed_often, SCRIPTS, (12, 10)))
-        self.assertGreaterEqual(sum(counts), 50)
+    def test_killed_in_the_middle_of_a_file(self):
+        """The old file is still there; the half-written one goes when the next run begins to write there."""
+        path = self.folder / "out" / "deeper" / "file.json"
+        common.write_json(path, "old")
+        process = PROCESSES.Process(target=kill_in_whole_file, args=(path,))
+        process.start()
+        process.join()
+        self.assertEqual(process.exitcode, -signal.SIGKILL)
+        self.assertEqual(path.read_text(), '"old"\n')
+        self.assertEqual(len(list(path.parent.iterdir())), 2)
+        common.folder(self.folder, "out")
+        self.assertEqual(list(path.parent.iterdir()), [path])
 
-    def test_in_the_middle_of_a_file(self):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "file"
-            path.write_text("old")
-            process = PROCESSES.Process(target=kill_in_the_middle, args=(path,))
-            process.start()
-            process.join()
-            left = [x for x in Path(folder).iterdir() if x != path]
-            self.assertEqual((path.read_text(), len(left)), ("old", 1))
-            os.utime(left[0], (0, 0))  # long ago
-            common.write_text(path, "new")
-            self.assertEqual((path.read_text(), list(Path(folder).iterdir())), ("new", [path]))
+    def test_died_between_two_renames(self):
+        """There are the old data or none, never a mixture, and the next run makes what is missing."""
+        self.copy_results()
+        folder = self.folder / DATA[ADD]
+        old = contents(folder)
+        rename = Path.rename
+        for n_renamed in (0, 1):
+            steps = [rename] * n_renamed + [mock.Mock(side_effect=KeyboardInterrupt)]
+            with mock.patch.object(Path, "rename", lambda path, target: steps.pop(0)(path, target)):
+                with self.assertRaises(KeyboardInterrupt):
+                    add.generate_data(self.args(ADD, "--seed", "7"))
+            self.assertEqual(contents(folder), {} if n_renamed else old)
+        self.assert_works(self.go(ADD, "infer", "34+15"))
+        self.assertEqual(contents(folder), old)
 
-    def test_between_two_data_files(self):
-        """A mixture of old and new data is recognised and made anew."""
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            args = add.command_line().parse([*TINY["attention_addition.py"], "--data-dir", folder])[0]
-            args.seed = 7
-            add.generate_data(args)
-            args.seed = 641
-            replace, done = os.replace, []
-
-            def die_after_three(source, target):
-                if len(done) == 3:
-                    raise KeyboardInterrupt
-                done.append(target)
-                replace(source, target)
-            with mock.patch("os.replace", die_after_three), self.assertRaises(KeyboardInterrupt):
-                add.generate_data(args)
-            self.assertEqual([path.name for path in done[:1]], ["settings.json"])
-            data = add.load_data(args)
-            again = add.load_data(args)
-        self.assertTrue(all(torch.equal(data[name], again[name]) for name in add.SPLITS))
-        sizes = dict(zip(add.SPLITS, (200, 50, 50)))
-        self.assertEqual(data["val"].tolist(), [list(x) for x in add.draw_problems(2, False, sizes, 0.5, 641)["val"]])
-
-    @unittest.skipIf(os.name == "nt", "no SIGINT to send")
     def test_ctrl_c(self):
-        for script in SCRIPTS:
-            with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, script, "--mode", "train", *TINY[script], "--steps", "100000"]
-                process = subprocess.Popen([*command, "--data-dir", folder, "--out-dir", folder], cwd=TOP,
-                                           stderr=subprocess.PIPE,  # a shell's background job ignores Ctrl-C
-                                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-                said = []
-                for line in process.stderr:
-                    said.append(line)
-                    if line.startswith(b"step"):
-                        process.send_signal(signal.SIGINT)
-                        break
-                said += process.stderr.readlines()
-                process.stderr.close()
-                self.assertEqual(process.wait(), 130)
-                self.assertTrue(said[-1].startswith(b"interrupted; the files on disk are whole"), said)
-                self.assertTrue(all(line.startswith((b"data:", b"train:", b"step")) for line in said[:-1]), said)
+        code, said = ctrl_c(b"step", SORT, "--mode", "train", *TINY[SORT], "--steps", "100000", *places(self.folder))
+        self.assertEqual((code, len(said)), (130, 1), said)
+        self.assertRegex(said[0], "^interrupted; every file on disk is whole")
+        code, said = ctrl_c(b"torch", "-X", "importtime", ADD, "--mode", "gendata", *places(self.folder))
+        self.assertIn(code, (130, -signal.SIGINT))
+        self.assertLessEqual(len(said), 1, said)
+
+    def test_full_disk(self):
+        """No file may grow beyond some bytes: one sentence, and all that was there is still there."""
+        self.copy_results()
+        before = whole_results(self.folder)
+        for most_bytes, *command in [(8000, ADD, "gendata", "--seed", "5"), (4000, ADD, "train"), (50000, ADD, "train"),
+                                     (50000, ADD, "analyze"), (4000, SORT, "gendata", "--seed", "5"),
+                                     (15000, SORT, "train", "--pe", "learned"), (2000, SORT, "extrapolate"),
+                                     (50000, SORT, "analyze")]:
+            with self.subTest(command, most_bytes=most_bytes):
+                self.assert_error(self.go(*command, most_bytes=most_bytes), "make room there or choose another place with")
+                self.assertEqual(whole_results(self.folder), before)
+                self.assertEqual(list(self.folder.rglob(".*.tmp")), [])
+
+    def test_two_runs_in_one_folder(self):
+        def second():
+            if (self.folder / "out/addition/.lock").exists():
+                results.append(self.go(ADD, "train"))
+            return bool(results)
+
+        results = []
+        self.assertTrue(self.go(ADD, "train", "--steps", "1000000", kill_when=second).killed)
+        self.assert_error(results[0], "another run is writing to .*/out/addition; wait for it, or choose another --out-dir")
+        self.assert_works(self.go(ADD, "train"))  # the lock has gone with its owner
 
 
-class Resumed(unittest.TestCase):
-    def fit_twice(self, module, config, data):
-        """Train in one go, and with an interruption at the first validation: (model, history) of each."""
-        class Interruption(Exception):
-            pass
-
-        save = common.save_unfinished
-
-        def save_and_stop(*arguments):
-            save(*arguments)
-            raise Interruption
-
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            path, device = Path(folder) / "unfinished.pth", torch.device("cpu")
-            model, history, _ = module.fit(config, data, device)
-            with mock.patch("common.save_unfinished", save_and_stop), self.assertRaises(Interruption):
-                module.fit(config, data, device, path)
-            torch.randn(10)  # what happens in between does not matter
-            model2, history2, _ = module.fit(config, data, device, path, resume=True)
-        self.assertEqual(without_times(history), without_times(history2))
-        self.assertEqual(len(history), 2)
-        for name, tensor in model.state_dict().items():
-            self.assertTrue(torch.equal(tensor, model2.state_dict()[name]), name)
-
-    def test_twenty_steps_are_ten_and_ten(self):
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            typed = [*TINY["attention_addition.py"], "--steps", "20", "--data-dir", folder]
-            args = add.command_line().parse(typed)[0]
-            self.fit_twice(add, argparse.Namespace(**add.config_of(args)), add.load_data(args))
-            args = sort.command_line().parse([*TINY["positional_sorting.py"], "--data-dir", folder])[0]
-            data = sort.load_data(args, sort.SPLITS)
-            for pe in sort.NAMES:
-                self.fit_twice(sort, argparse.Namespace(**sort.config_of(args, pe, 1)), data)
-
-    def test_killed_and_resumed(self):
-        """The same through the command line: the resumed training leaves what an undisturbed one does."""
-        for script in SCRIPTS:
-            place = "addition" if script.startswith("att") else "sorting/alibi"
-            with tempfile.TemporaryDirectory() as peace, tempfile.TemporaryDirectory() as war:
-                command = [script, "--mode", "train", *TINY[script], "--steps", "150"]
-                command += ["--pe", "alibi"] if "sorting" in script else []
-                self.assertEqual(run(*command, "--data-dir", peace, "--out-dir", peace).returncode, 0)
-                unfinished = Path(war, place, "unfinished.pth")
-                run(*command, "--data-dir", war, "--out-dir", war, kill_when=unfinished.exists)
-                self.assertLess(torch.load(unfinished, weights_only=True)["progress"][0], 150)
-                result = run(*command, "--data-dir", war, "--out-dir", war, "--resume")
-                self.assertEqual(result.returncode, 0, result.stderr)
-                self.assertNotIn(b"step   10/150", result.stderr)
-                one, two = whole_files(peace), whole_files(war)
-                self.assertEqual(one.keys(), two.keys())
-                for path in one:
-                    self.assertEqual(comparable(path, one[path]), comparable(path, two[path]), path)
-
-    def test_nothing_or_something_else_to_resume(self):
-        for script in SCRIPTS:
-            with tempfile.TemporaryDirectory() as folder:
-                more = ["--pe", "alibi"] if "sorting" in script else []
-                command = [script, "--mode", "train", *TINY[script], *more, "--data-dir", folder, "--out-dir", folder]
-                unfinished = Path(folder, "sorting/alibi" if more else "addition", "unfinished.pth")
-                if not more:
-                    result = run(*command, "--resume")
-                    self.assertEqual(result.returncode, 2)
-                    self.assertRegex(result.stderr, b"no interrupted training at .*leave --resume out\n$")
-                unfinished.parent.mkdir(parents=True, exist_ok=True)
-                for content in (b"hello",):
-                    unfinished.write_bytes(content)
-                    result = run(*command, "--resume")
-                    self.assertEqual(result.returncode, 2)
-                    self.assertRegex(result.stderr, b"unfinished.pth is not an interrupted training; .*--resume")
-                common.save_tensors(unfinished, {"config": {"lr": 3}})
-                result = run(*command, "--resume")
-                self.assertRegex(result.stderr, rb"was begun with lr 3 \(wanted 0.0\d+\)|was begun with script None")
-                self.assertEqual(run(*command).returncode, 0)  # without --resume it is begun anew
-                self.assertFalse(unfinished.exists())
-        wrong = run(script, "--mode", "extrapolate", "--resume")
-        self.assertEqual((wrong.returncode, wrong.stderr.count(b"\n")), (2, 1))
-
-    def test_several_encodings(self):
-        """Finished ones are kept, the interrupted one is taken up, those never begun are trained."""
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["positional_sorting.py", "--mode", "train", *TINY["positional_sorting.py"], "--data-dir", folder,
-                       "--out-dir", folder, "--pe"]
-            self.assertEqual(run(*command, "none").returncode, 0)
-            before = Path(folder, "sorting/none/best_model.pth").stat().st_mtime_ns
-            result = run(*command, "none,alibi", "--resume")
-            self.assertEqual(result.returncode, 0, result.stderr)
-            self.assertIn(b"none is trained already", result.stderr)
-            self.assertEqual(Path(folder, "sorting/none/best_model.pth").stat().st_mtime_ns, before)
-            self.assertTrue(Path(folder, "sorting/alibi/best_model.pth").exists())
-
-
-class SameResult(unittest.TestCase):
+class SameResult(Case):
     def test_validating_more_often_changes_nothing(self):
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            for module, script in ((add, "attention_addition.py"), (sort, "positional_sorting.py")):
-                for pe in [None] if module is add else list(sort.NAMES):
-                    rows = []
-                    for every in ("20", "4"):
-                        args = module.command_line().parse([*TINY[script], "--steps", "20", "--eval-every", every,
-                                                            "--data-dir", folder])[0]
-                        data = add.load_data(args) if module is add else sort.load_data(args, sort.SPLITS)
-                        config = args if module is add else argparse.Namespace(**sort.config_of(args, pe, 1))
-                        rows.append(without_times(module.fit(config, data, torch.device("cpu"))[1][-1]))
-                    del rows[0]["train_loss"], rows[1]["train_loss"]  # the mean since the last validation
-                    self.assertEqual(*rows)
+        self.copy_results()
+        data = {ADD: self.load(ADD), SORT: self.load(SORT)}
+        for script, pe in [(ADD, None)] + [(SORT, pe) for pe in sort.encodings()]:
+            weights = []
+            for every in (12, 1):
+                config = self.config(script, pe) | {"steps": 12, "eval_every": every}
+                # restore() is left out: it is about the last weights, not the best
+                with quiet(), mock.patch.object(common.Best, "restore", lambda best: best.model):
+                    model, best = SCRIPTS[script].fit(config, data[script], torch.device("cpu"))
+                self.assertEqual(len(best.history), 12 // every)
+                weights.append(model.state_dict())
+            for name in weights[0]:
+                self.assertTrue(torch.equal(weights[0][name], weights[1][name]), (script, pe, name))
 
     def test_data_depend_on_their_flags_alone(self):
-        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-            for script in SCRIPTS:
-                command = [script, "--mode", "gendata", *TINY[script]]
-                other = ["--model-seed", "9", "--threads", "2", "--lr", "1"]
-                results = side_by_side([[*command, "--data-dir", one], [*command, "--data-dir", two, *other]])
-                self.assertEqual([result.returncode for result in results], [0, 0])
-            self.assertEqual([*contents(one).values()], [*contents(two).values()])
-
-
-class ForeignFiles(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
-        cls.places = ["--data-dir", cls.folder, "--out-dir", cls.folder]
         for script in SCRIPTS:
-            more = ["--model-seeds", "2"] if script.startswith("att") else ["--pe", "alibi"]
-            result = run(script, *TINY[script], *more, *cls.places)
-            assert result.returncode == 0, result.stderr
+            self.assert_works(self.go(script, "gendata", "--model-seed", "9", "--threads", "2", "--d-model", "32"))
+            for path, content in contents(self.folder / DATA[script]).items():
+                self.assertEqual(content, Path(PEACE.name, path.relative_to(self.folder)).read_bytes(), path)
 
-    @contextlib.contextmanager
-    def changed(self, name, content):
-        """Yield the path of a file that holds something else for a while."""
-        path = Path(self.folder, name)
-        whole = path.read_bytes()
-        path.write_bytes(content)
-        try:
-            yield path
-        finally:
-            path.write_bytes(whole)
+    @unittest.skipIf(os.name == "nt", "needs bash")
+    def test_figures_depend_on_no_setting_of_matplotlib(self):
+        style = self.folder / "matplotlibrc"
+        style.write_text("axes.facecolor: red\nfont.size: 30\nno.such.key: 1\n")
+        name = "out/addition/training_curves.png"
+        for variables in ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+                          {"MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(style)}):
+            shutil.rmtree(self.folder / "out", ignore_errors=True)
+            self.assert_works(shell('"$@"', ADD, "--mode", "train", *TINY[ADD], *places(self.folder), **variables))
+            self.assertEqual((self.folder / name).read_bytes(), Path(PEACE.name, name).read_bytes(), variables)
 
-    def test_cut_anywhere(self):
-        """Models and data that end too early are refused by name, wherever they end."""
-        rng, count = random.Random(641), 0
-        for script, module in SCRIPTS.items():
-            args = module.command_line().parse([*TINY[script], *self.places])[0]
-            model = "addition/best_model.pth" if module is add else "sorting/alibi/best_model.pth"
-            cases = {model: lambda path: common.load_checkpoint(path, script, module.build_model)}
-            folder = model.split("/")[0]
-            load = (lambda _: add.load_data(args)) if module is add else (lambda _: sort.load_data(args, sort.SPLITS))
-            cases |= {f"{folder}/{name}": load for name in ("settings.json", "train.jsonl", "val.jsonl", "test.jsonl")}
-            for name, read in cases.items():
-                whole = Path(self.folder, name).read_bytes()
-                for end in [0, 1, len(whole) // 2, len(whole) - 2, *rng.sample(range(len(whole) - 1), 20)]:
-                    with self.changed(name, whole[:end]) as path, quiet(), self.assertRaisesRegex(UserError, path.stem):
-                        read(path)
-                    count += 1
-        self.assertEqual(count, 2 * 5 * 24)
 
-    def test_other_json(self):
-        """Files that are JSON, but not what we write, are refused or made anew."""
-        cases = {"addition/settings.json": ["attention_addition.py", "--mode", "train"],
-                 "sorting/settings.json": ["positional_sorting.py", "--mode", "train", "--pe", "alibi"],
-                 "addition/seeds/2.json": ["attention_addition.py", "--mode", "analyze", "--model-seeds", "2"],
-                 "sorting/extrapolation/extrapolation_results.json":
-                     ["positional_sorting.py", "--mode", "extrapolate", "--pe", "alibi", "--model-seeds", "1"]}
-        before = contents(self.folder)
-        for name, command in cases.items():
-            for content in (b"[]", b'{"config": 3, "data": []}', b"[" * 100_000):
-                with self.subTest(name=name, content=content[:20]), self.changed(name, content):
-                    result = run(*command, *TINY[command[0]], *self.places)
-                    self.assertIn(result.returncode, (0, 2), result.stderr)
-                    if result.returncode:
-                        self.assertRegex(result.stderr, rb"error: .*\n$")
-                        self.assertNotIn(b"Traceback", result.stderr)
-                    else:
-                        whole_files(self.folder)
-        after = contents(self.folder)
-        self.assertEqual({path: comparable(path, content) for path, content in before.items()},
-                         {path: comparable(path, content) for path, content in after.items()})
+class Models(Case):
+    def setUp(self):
+        super().setUp()
+        self.copy_results()
 
-    def test_code_is_not_run(self):
-        """A file as torch.save writes it, but with an object whose unpickling runs a command."""
-        trap = Path(self.folder) / "trap"
+    def test_order(self):
+        """First --out-dir, then the reference results; only the same configuration; a line says which."""
+        mine = self.folder / MODEL[ADD]
+        reference = self.folder / "reference/addition/best_model.pth"
+        reference.parent.mkdir(parents=True)
+        with mock.patch.object(common, "REFERENCE", self.folder / "reference"), quiet() as said:
+            self.find_model(ADD)
+            shutil.move(mine, reference)
+            self.find_model(ADD)
+            checkpoint = torch.load(reference, weights_only=True)
+            checkpoint["config"]["lr"] = 3.0
+            torch.save(checkpoint, mine)
+            self.assertEqual(self.find_model(ADD).config["lr"], 0.02)
+            del checkpoint["config"]["model_seed"]
+            torch.save(checkpoint, mine)
+            self.assertEqual(self.find_model(ADD).config["lr"], 0.02)
+            for changes in ({"seed": 7}, {"own_data": "1234"}, {"d_ff": 32}, {"model_seed": 2}):
+                self.assertIsNone(self.find_model(ADD, **changes))
+        self.assertEqual(said.getvalue().splitlines()[:4], [
+            f"model: {mine}", f"model: {reference}", f"model: {mine} is not used: it has lr 3.0 (wanted 0.02)",
+            f"model: {reference}"])
+
+    def test_something_else(self):
+        """Files cut short, text, code, models of the other script, of other versions and shapes: none is used or run."""
+        trap = self.folder / "trap"
 
         class Evil:
             def __reduce__(self):
-                return os.system, (f"touch {trap}",)
+                return os.mkdir, (str(trap),)
 
-        content = io.BytesIO()
-        torch.save({"config": {"script": "attention_addition.py"}, "weights": Evil()}, content)
-        for name in ("addition/best_model.pth", "sorting/alibi/best_model.pth"):
-            script = "attention_addition.py" if name.startswith("add") else "positional_sorting.py"
-            with self.changed(name, content.getvalue()):
-                result = run(script, "--mode", "infer", "--out-dir", self.folder, QUESTION[script])
-                self.assertEqual(result.returncode, 2)
-                self.assertIn(b"is not a model of this version of", result.stderr)
-        unfinished = Path(self.folder, "addition/unfinished.pth")
-        unfinished.write_bytes(content.getvalue())
-        script = "attention_addition.py"
-        result = run(script, "--mode", "train", *TINY[script], *self.places, "--resume")
-        unfinished.unlink()
-        self.assertIn(b"is not an interrupted training", result.stderr)
-        self.assertFalse(trap.exists())
-        torch.load(io.BytesIO(content.getvalue()), weights_only=False)  # the trap would have worked
-        self.assertTrue(trap.exists())
-        trap.unlink()
-
-    def test_models_change_places(self):
-        """The model of one script is none of the other, nor is one of an older version without all flags."""
-        adder, sorter = (Path(self.folder, name).read_bytes() for name in ("addition/best_model.pth",
-                                                                          "sorting/alibi/best_model.pth"))
-        old = torch.load(io.BytesIO(adder), weights_only=True)
-        del old["config"]["num_digits"]
-        older = io.BytesIO()
-        torch.save(old, older)
-        for content in (sorter, older.getvalue()):
-            with self.changed("addition/best_model.pth", content):
-                result = run("attention_addition.py", "--mode", "infer", "--out-dir", self.folder, "34+15")
-                self.assertRegex(result.stderr, b"error: .*best_model.pth is not a model of this version.*--mode train")
-        with self.changed("sorting/alibi/best_model.pth", adder):
-            result = run("positional_sorting.py", "--mode", "infer", "--out-dir", self.folder, "3 4")
-            self.assertRegex(result.stderr, b"^error: .*best_model.pth is not a model of this version .*--mode train")
-
-    @unittest.skipIf(os.name == "nt", "needs resource limits")
-    def test_full_disk(self):
-        """No file may grow beyond some bytes: one sentence, and all that was there is still there."""
-        before = contents(self.folder)
-        most_bytes = {"gendata": 8_000, "train": 10_000, "extrapolate": 20_000, "analyze": 20_000}  # for this size
-        for script, modes in MODES.items():
-            for mode in modes:
-                more = ["--seed", "5"] if mode == "gendata" else []
-                more += ["--pe", "alibi", "--model-seeds", "1"] if "sort" in script else []
-                with self.subTest(script=script, mode=mode):
-                    command = [script, "--mode", mode, *TINY[script], *more, *self.places]
-                    result = run(*command, most_bytes=most_bytes[mode])
-                    self.assertEqual(result.returncode, 2, result.stderr)
-                    self.assertRegex(result.stderr, b"error: .*free the disk or choose another place with.*\n$")
-                    after = contents(self.folder)
-                    for path in before:
-                        self.assertEqual(comparable(path, after[path]), comparable(path, before[path]), path)
-                    self.assertEqual(before.keys(), after.keys())
-
-
-class Nonsense(unittest.TestCase):
-    """Generated with a fixed seed: an error of one sentence, or a right result; no traceback, no hang."""
-
-    STRANGE = ["", " ", "-1", "0", "-0", "1.5", "1e3", "1e999", "nan", "-inf", "None", "[]", "0x10", "\u0663", "\udcff",
-               "9" * 20, "9" * 5000, "3,4", "a" * 300, "--", "-", "\n", "../../..", "%s", "{}", "sinusoidal,", "ALIBI",
-               "alibi,alibi", "True", "1_0", "+5", "1" + 400 * "0"]
-
-    @classmethod
-    def setUpClass(cls):
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.places = ["--data-dir", folder.name, "--out-dir", folder.name]
-        for script in SCRIPTS:
-            more = ["--pe", "none"] if "sort" in script else []
-            result = run(script, "--mode", "train", *TINY[script], *more, *cls.places)
-            assert result.returncode == 0, result.stderr
-
-    def test_command_lines(self):
-        rng, commands = random.Random(641), []
-        for script, module in SCRIPTS.items():
-            flags = [action.option_strings[0] for action in module.command_line()._actions
-                     if action.option_strings and action.dest not in ("help", "data_dir", "out_dir")]
-            for _ in range(50):
-                mode = rng.choice(["gendata", "train", "infer"])
-                command = [script, *TINY[script], *self.places, "--mode", mode]
-                command += [QUESTION[script]] if mode == "infer" else []
-                for flag in rng.sample(flags, rng.choice([1, 1, 2])):
-                    value = rng.choice([rng.choice(self.STRANGE), rng.choice(["1", "2", "8", "16"])])
-                    command += [flag] + [value] * rng.choice([0, 1, 1, 1, 1, 2])
-                commands.append(command + rng.choice([[], [], [], [rng.choice(self.STRANGE)]]))
-        codes = []
-        with tempfile.TemporaryDirectory() as folder:
-            for command in commands:
-                place = ["--data-dir", folder] if "gendata" in command else []
-                result = run(*command, *place, timeout=60)
-                codes.append(result.returncode)
-                message = result.stderr.decode()
-                with self.subTest(command[len(TINY[command[0]]) + 5:]):
-                    self.assertIn(result.returncode, (0, 2), message)
-                    self.assertNotIn("Traceback", message)
-                    if result.returncode == 2:
-                        self.assertRegex(message.splitlines()[-1], "^error: ")
-        self.assertGreater(codes.count(2), 60)
-        self.assertGreater(codes.count(0), 5)
-
-    def test_data_files(self):
-        """A damaged data file is refused, unless what it says is still true."""
-        rng, refused = random.Random(641), 0
-        for script, module in SCRIPTS.items():
-            folder = Path(self.places[1], "addition" if module is add else "sorting")
-            args = module.command_line().parse([*TINY[script], *self.places])[0]
-            whole = (folder / "val.jsonl").read_bytes()
-            for _ in range(60):
-                content, where = bytearray(whole), rng.randrange(len(whole))
-                piece = rng.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"9" * 5000, b"[" * 50_000, b"-", b"1", b"1e400",
-                                    b"null", b"NaN", b"\n", b"{}", b"\r\n", b'"', bytes([rng.randrange(256)])])
-                content[where:where + rng.choice([0, 1, len(piece)])] = piece
-                (folder / "val.jsonl").write_bytes(content)
-                try:
-                    with quiet():
-                        data = add.load_data(args) if module is add else sort.load_data(args, sort.SPLITS)
-                except UserError as error:
-                    refused += 1
-                    self.assertRegex(str(error), r"val\.jsonl")
-                    self.assertNotIn("\n", str(error))
-                    continue
-                if module is add:
-                    source, target = add.tokenize(*data["val"].T, args.num_digits)
-                    lines = [json.loads(line) for line in bytes(content).splitlines()]
-                    self.assertEqual([line["input"] for line in lines], source.tolist())
-                    self.assertEqual([line["target"] for line in lines], target.tolist())
-                else:
-                    lists, kinds = data["val"]
-                    self.assertEqual(((lists.diff(dim=1) >= 0).all(1)).tolist(), (kinds == 0).tolist())
-            (folder / "val.jsonl").write_bytes(whole)
-        self.assertGreater(refused, 90)
-
-    def test_questions(self):
-        """Whatever stands in standard input, an answer is printed for each line that is a question, up to the first
-        that is not."""
         rng = random.Random(641)
-        good = {"attention_addition.py": [b"34+15", b" 99 + 10 ", b"0012+13"],
-                "positional_sorting.py": [b"3 15 27", b"1,2,3", b" 99 "]}
-        bad = [b"\0", b"\xff\xfe", b"9" * 100_000, b"1 +", b"-", b"34+15+1", b"3;4", b"1e2", b"(" * 999,
-               "\u0663+\u0664".encode()]
+        whole = {script: (self.folder / MODEL[script]).read_bytes() for script in SCRIPTS}
+        for script, other in ((ADD, SORT), (SORT, ADD)):
+            path = self.folder / MODEL[script]
+            good = torch.load(path, weights_only=True)
+            files = [whole[other], b"hello"]
+            for end in [0, 1, len(whole[script]) - 1, *rng.sample(range(len(whole[script])), 20)]:
+                files.append(whole[script][:end])
+            config = good["config"]
+            for wrong in ("hello", [good], {"config": config}, {"weights": good["weights"]}, good | {"config": [1]},
+                          good | {"config": {"script": script}}, good | {"config": config | {"script": other}},
+                          good | {"config": config | {"d_ff": 4}}, good | {"weights": Evil()}):
+                file = io.BytesIO()
+                torch.save(wrong, file)
+                files.append(file.getvalue())
+            for content in files:
+                path.write_bytes(content)
+                with self.assertRaisesRegex(UserError, f"^{path} is not a model of this version of {script}; remove it"):
+                    self.find_model(script)
+            self.assert_error(self.go(script, "infer", QUESTION[script]), f"{path} is not a model of this version")
+            self.assertFalse(trap.exists())
+            torch.load(path, weights_only=False)  # the trap would have worked
+            trap.rmdir()
+
+
+class OwnData(Case):
+    def refused(self, script, name, content):
+        """Put other bytes into a data file. Return whether they are refused; if not, they must be what is used."""
+        folder = self.folder / DATA[script]
+        (folder / name).write_bytes(content)
+        before = contents(folder)
+        with quiet():
+            with self.assertRaisesRegex(UserError, f"{folder} holds files of your own, which are not replaced"):
+                SCRIPTS[script].generate_data(self.args(script))
+            self.assertEqual(contents(folder), before)
+            try:
+                data = self.load(script)
+            except UserError as error:
+                self.assertRegex(str(error), f"^{folder}/{name}(, line [0-9]+(:| is not JSON).*mend it| holds no record)")
+                return True
+        for split, found in data.items():
+            records = [json.loads(line) for line in before[folder / f"{split}.jsonl"].splitlines()]
+            if script == ADD:
+                source, target = add.tokenize(found, 2)
+                self.assertEqual([record["input"] for record in records], source.tolist())
+                self.assertEqual([record["target"] for record in records], target.tolist())
+            else:
+                self.assertTrue(torch.equal(found[0], sort.pad([record["sequence"] for record in records])))
+                self.assertEqual([record["is_sorted"] for record in records], (found[1] == 0).tolist())
+        return False
+
+    def test_changed_bytes(self):
+        """A file that was changed after gendata is the user's own: used as it is, or refused by name and line."""
+        rng = random.Random(641)
+        pieces = [b"\0", b"\xff", b"\xed\xa0\x80", b"9" * 5000, b"[" * 50_000, b"-", b"1e400", b"null", b"NaN", b"\n",
+                  b"{}", b"\r\n", b'"', b"true", b"1.0"]
+        n_refused = 0
+        self.copy_results()
         for script in SCRIPTS:
-            more = ["--pe", "none"] if "sort" in script else []
-            for _ in range(20):
-                lines = [rng.choice([*good[script], b""] + [rng.choice(bad)] * rng.choice([0, 0, 1]))
-                         for _ in range(rng.randrange(6))]
-                command = [script, "--mode", "infer", *self.places[2:], *more, "-"]
-                result = run(*command, stdin=b"\n".join(lines), timeout=60)
-                asked = [line for line in lines if line]
-                first = next((i for i, line in enumerate(asked) if line in bad), len(asked))
-                self.assertEqual(len(result.stdout.splitlines()), first, (lines, result.stderr))
-                self.assertEqual(result.returncode, 2 if first < len(asked) else 0)
-                self.assertEqual(result.stderr.count(b"\n"), 1 if first < len(asked) else 0)
+            for name in ("settings.json", "train.jsonl", "val.jsonl", "test.jsonl"):
+                path = self.folder / DATA[script] / name
+                whole = path.read_bytes()
+                for end in [0, 1, len(whole) - 2, *rng.sample(range(len(whole) - 2), 8)]:
+                    refused = self.refused(script, name, whole[:end])
+                    self.assertFalse(refused and name == "settings.json")
+                    n_refused += refused
+                path.write_bytes(whole)
+            for _ in range(25):
+                where = rng.randrange(len(whole))
+                content = whole[:where] + rng.choice(pieces) + whole[where + rng.choice([0, 1, 3]):]
+                n_refused += self.refused(script, "test.jsonl", content)
+        self.assertGreater(n_refused, 90)
+
+    def test_never_replaced(self):
+        """Files without settings.json and extra files are used by --mode train, and survive every mode."""
+        cases = ((ADD, "settings.json", None), (ADD, "notes.txt", "mine"), (SORT, "notes.txt", "mine"))
+        for script, name, content in cases:
+            folder = self.folder / DATA[script]
+            self.copy_results()
+            self.put(folder / name, content)
+            before = contents(folder)
+            with self.subTest(script=script, name=name):
+                self.assert_error(self.go(script, "gendata"), f"{folder} holds files of your own")
+                result = self.go(script, "train")
+                self.assert_works(result)
+                self.assertIn(f"data: {folder} holds files of your own, used as they are", result.stderr.decode())
+                if content is None:
+                    self.go(script, "all")
+                self.assertEqual(contents(folder), before)
+
+
+class Obstacles(Case):
+    @unittest.skipIf(os.name == "nt", "needs bash")
+    def test_closed_streams(self):
+        self.copy_results()
+        flags = [*TINY[ADD], *places(self.folder)]
+        self.assert_error(shell('"$@" <&-', ADD, *flags, "--mode", "infer", "-"), "standard input is closed; type the")
+        result = shell('"$@" 2>&-', ADD, "--steps", "0")
+        self.assertEqual((result.returncode, result.stdout), (2, b""))
+        result = shell('"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}', ADD, *flags, "--mode", "train", "--eval-every", "1")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertEqual((result.stdout.count(b"\n"), result.stderr), (1, b""))
+
+    def test_loss_that_is_not_finite(self):
+        for script in SCRIPTS:
+            self.assert_error(self.go(script, "train", "--steps", "1", "--lr", "1e30"), "no longer finite at step 1")
+        self.assertEqual(contents(self.folder / "out"), {})
+
+    def test_clock_that_stands_still(self):
+        for script, module in SCRIPTS.items():
+            command = [script, "--mode", "train", *TINY[script], *places(self.folder)]
+            with mock.patch("time.time", lambda: 0.0), mock.patch("sys.argv", command), quiet():
+                with contextlib.redirect_stdout(io.StringIO()):
+                    module.main()
+            self.assertTrue((self.folder / MODEL[script]).exists())
+
+    def test_too_little_memory(self):
+        for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 7 bytes")):
+            with quiet() as said, self.assertRaises(SystemExit) as left:
+                common.run(mock.Mock(side_effect=error))
+            self.assertEqual(left.exception.code, 2)
+            self.assertRegex(said.getvalue(), "^error: there is not enough memory; lower --batch-size, .* or --n-layer\n$")
+        with self.assertRaises(RuntimeError):  # any other is a fault of ours and must look like one
+            common.run(mock.Mock(side_effect=RuntimeError("shapes differ")))
 
     def test_absent_devices(self):
         present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        for device in [name for name in present if not present[name]]:
+            for script in SCRIPTS:
+                self.assert_error(self.go(script, "infer", QUESTION[script], "--device", device),
+                                  f"--device {device}: this machine has none; type --device cpu$")
+
+    def test_advice(self):
+        """Do what the message says, and the same command works, or the one that it names."""
+        val, settings = f"{DATA[ADD]}/val.jsonl", f"{DATA[ADD]}/settings.json"
+        gendata, ask, long = (ADD, "gendata"), (ADD, "infer", "34+15"), (SORT, "extrapolate")
+        elsewhere, seed5 = ("--data-dir", f"{self.folder}/elsewhere"), ("--seed", "5")
+        small = ("--num-digits", "1", "--leading-zeros", "--n-train", "30", "--n-val", "5", "--n-test", "5")
+        situations = [  # a file and its new content; a command; its message; what to remove and to type
+            (None, None, ask + seed5, r"made with seed 641 \(wanted 5\); pass the flags it was made with, choose another "
+             "--data-dir, or replace it: type --mode gendata with the flags you want",
+             [ask, ask + seed5 + elsewhere, gendata + seed5, ask + seed5]),
+            (val, None, ask, "val.jsonl is missing; .*, choose another --data-dir, or remove .*/addition to have all data "
+             "made anew", [ask + elsewhere, DATA[ADD], ask]),
+            (val, "", ask, "val.jsonl holds no record; .* choose another --data-dir", [ask + elsewhere]),
+            (settings, None, gendata, "choose another place with --data-dir", [gendata + elsewhere]),
+            (MODEL[ADD], "hello", ask, "remove it and type the same command again", [MODEL[ADD], ask]),
+            (None, None, (ADD, "train", "--lr", "1e30"), "try a smaller --lr", [(ADD, "train", "--lr", "0.1")]),
+            (None, None, (ADD, "infer", "3+4"), "from 10 to 99; type --num-digits, with --leading-zeros",
+             [(ADD, "infer", "3+4", *small, *elsewhere)]),
+            (RESULTS, "{", long, f"{RESULTS} .* remove it", [RESULTS, long])]
+        for text in ("[]", "3", '{"rope": 3}', '{"rope": {"pe": "rope"}}', '{"rope": NaN}'):
+            situations.append((RESULTS, text, long, f"{RESULTS} .* remove it", []))
+        for command in [(*gendata, "--n-head", "3"), (*gendata, "--n-train", "9999"), (SORT, "gendata", "--d-model", "10"),
+                        (SORT, "gendata", "--n-val", "21"),
+                        (SORT, "gendata", "--pe", "learned", "--random-start", "0-40", "--max-len", "20")]:
+            situations.append((None, None, command, "type --", None))  # the command with what it says to type
+        for name, content, command, message, then in situations:
+            self.copy_results()
+            if name:
+                self.put(name, content)
+            with self.subTest(command=command, message=message, content=content):
+                result = self.go(*command)
+                self.assert_error(result, message)
+                if then is None:
+                    then = [(*command, *re.search("type (--.*)", result.stderr.decode())[1].split())]
+                for step in then:
+                    if isinstance(step, str):
+                        self.put(step, None)
+                    else:
+                        self.assert_works(self.go(*step))
+
+
+class Nonsense(Case):
+    """Generated with a fixed seed: an error of one sentence, or an answer; no traceback, no hang."""
+
+    STRANGE = ["", " ", "-1", "0", "-0", "1.5", "1e3", "1e999", "nan", "-inf", "None", "[]", "0x10", "\u0663", "\udcff",
+               "9" * 20, "9" * 5000, "3,4", "a" * 300, "--", "-", "\n", "../../..", "%s", "{}", "alibi,", "ALIBI",
+               "alibi,alibi", "True", "1_0", "+5", "1" + 400 * "0"]
+
+    def setUp(self):
+        super().setUp()
+        self.copy_results()
+
+    def test_command_lines(self):
+        rng = random.Random(641)
+        wrong = [(ADD, "train", "--model-seed", "4294967297"), (ADD, "train", "--out-dir", "README.md"),
+                 (SORT, "train", "--data-dir", "README.md"), (SORT, "train", "--out-dir", "a" * 300)]
+        commands = []
+        for script, module in SCRIPTS.items():
+            flags = [action.option_strings[0] for action in module.command_line()._actions
+                     if action.option_strings and action.dest not in ("help", "data_dir", "out_dir")]
+            for _ in range(25):
+                mode = rng.choice(["gendata", "train", "infer"])
+                command = [script, mode] + ([QUESTION[script]] if mode == "infer" else [])
+                for flag in rng.sample(flags, rng.choice([1, 1, 2])):
+                    value = rng.choice([rng.choice(self.STRANGE), rng.choice(["1", "2", "8"])])
+                    command += [flag] + [value] * rng.choice([0, 1, 1, 1, 2])
+                commands.append(command + rng.choice([[], [], [], [rng.choice(self.STRANGE)]]))
+        codes = []
+        for command in wrong + commands:
+            result = self.go(*command, timeout=60)
+            codes.append(result.returncode)
+            with self.subTest(command):
+                if result.returncode or command in wrong:
+                    self.assert_error(result)
+        self.assertGreater(codes.count(2), 30)
+        self.assertGreater(codes.count(0), 5)
+
+    def test_standard_input(self):
+        """Each line is answered up to the first that is no question."""
+        rng = random.Random(641)
+        good = {ADD: [b"34+15", b" 99 + 10 ", b"0012+13"], SORT: [b"3 15 27", b"1,2,3,4,5,6,7,8", b" 99 0"]}
+        bad = [b"\0", b"\xff\xfe", b"9" * 100_000, b"1 +", b"-", b"34+15+1", b"3;4", b"1e2", b"(" * 999, b"[" * 99_999,
+               b'{"sequence": 3}', "\u0663+\u0664".encode()]
         for script in SCRIPTS:
-            for device in [name for name, here in present.items() if not here]:
-                result = run(script, "--mode", "train", "--device", device)
-                self.assertEqual(result.returncode, 2)
-                self.assertEqual(result.stderr.decode(), f"error: --device {device}: this machine has none; type "
-                                                         f"--device cpu\n")
+            for _ in range(10):
+                answered = rng.choices(good[script], k=rng.randrange(5))
+                wrong = rng.choices(bad, k=rng.choice([0, 1, 1]))
+                lines = answered + [b""] + wrong + rng.choices(good[script], k=2 * len(wrong))
+                result = self.go(script, "infer", "-", stdin=b"\n".join(lines), timeout=60)
+                with self.subTest(script, lines=lines):
+                    self.assertEqual(result.stdout.count(b"\n"), len(answered))
+                    self.assert_error(result) if wrong else self.assert_works(result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Which setting trains better? Draws the training curves of any number of runs into one figure.
+
+    python -m tests.compare out/sorting/alibi/training_log.json out/sorting/rope/training_log.json
+
+Takes training_log.json files of either script. The legend names the settings in which the runs differ.
+"""
+import json
+import math
+from pathlib import Path
+
+import common
+from common import UserError
+
+
+def read_log(path):
+    """Return the (config, history) of a training; UserError if the file is missing or something else."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}; name the training_log.json of a training")
+    history = []
+    try:
+        training_log = json.loads(Path(path).read_bytes())
+        config = dict(training_log["config"])
+        for row in training_log["history"]:
+            history.append((int(row["step"]), float(row["val_loss"]), float(row["val_accuracy"])))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        history = []
+    if not history or not all(math.isfinite(number) for row in history for number in row):
+        raise UserError(f"{path} is not the training_log.json of a training; name one that is")
+    return config, history
+
+
+def labels_of(paths, configs):
+    """Name each run by those of its settings that all runs have and that differ; runs that differ in none by paths."""
+    labels = []
+    for config in configs:
+        parts = []
+        for name, value in config.items():
+            values = [other[name] for other in configs if name in other]
+            if len(values) == len(configs) and any(other != value for other in values):
+                parts.append(f"{name} {value}")
+        labels.append(", ".join(parts))
+    if len(set(labels)) == len(labels):
+        return labels
+    return [f"{label} {path}".strip() for label, path in zip(labels, paths)]
+
+
+def draw(path, labels, histories):
+    """Draw validation loss and accuracy over the steps, a line per run."""
+    with common.figure(path, (11, 4 + 0.2 * len(labels)), columns=2) as ((left, right),):
+        for i, history in enumerate(histories):
+            steps, losses, accuracies = zip(*history)
+            style = {"label": labels[i], "linestyle": ["-", "--", "-.", ":"][i % 4]}
+            left.plot(steps, losses, **style)
+            right.plot(steps, [100 * accuracy for accuracy in accuracies], **style)
+        left.set(xlabel="training step", ylabel="validation loss (nats)", yscale="log")
+        right.set(xlabel="training step", ylabel="validation accuracy (%)", ylim=(-3, 103))
+        left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", fontsize=9)
+
+
+def main():
+    parser = common.ArgumentParser(prog="python -m tests.compare", description="Compare trainings in one figure.")
+    parser.add_argument("logs", nargs="+", help="training_log.json of each")
+    parser.add_argument("--out", default="compare.png", help="the figure")
+    args = parser.parse_args()
+    runs = [read_log(path) for path in args.logs]
+    try:
+        draw(args.out, labels_of(args.logs, [config for config, _ in runs]), [history for _, history in runs])
+    except OSError as error:
+        raise UserError(f"{args.out} cannot be written: {error.strerror}; choose another --out") from None
+    common.log(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    common.run(main)
