@@ -2,7 +2,7 @@
 
 An encoder reads a problem such as `347+159` one character at a time. A decoder generates the sum `0506` one digit at a
 time. Nobody tells them what a digit is worth or what a carry is. The model learns from 10,000 problems. Then it is tested
-on all 810,000 that exist (1% of them were in training). Then we look inside: which tokens does each head attend to, which
+on all 810,000 that exist (2% of them were in training, in one order or the other). Then we look inside: which tokens does each head attend to, which
 heads can be removed, and which heads move the carry?
 
   python attention_addition.py 347+159 999+999           ask the trained model, two seconds
@@ -77,18 +77,14 @@ def carries(problems, num_digits):
 # ------------------------------------------------------------------------------------------------
 # 2. The data
 #
-# The files are JSON Lines, one record per line:
+# a+b and b+a count as one problem: with one in training and the other in the test set, the test would be easier than it
+# looks. So each unordered pair is drawn at most once. The files are JSON Lines, one record per line:
 #
 #     {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}
 #
-# 507+159 and 159+507 have the same sum, and so has 557+109: the two digits of a column may change places. With one of
-# them in training and another in the test set, the test would be easier than it looks. So of all problems with the same
-# two digits in each column at most one is drawn.
-#
 # The hard cases of addition are rare in random problems. If a column sums to nine, it passes on the carry that arrives:
-# 347+652 is 0999, but 348+652 is 1000. Such a carry through several columns is called a cascade. Sums such as 0+0 and 9+9
-# are rare too. So half of the training problems (--cascades) are drawn by the sum of each column: nine or ten half of the
-# time, else any possible sum, all equally likely. Validation and test problems stay random.
+# 347+652 is 0999, but 348+652 is 1000. Such a carry through several columns is called a cascade. So in half of the draws
+# for training (--cascades) most columns are changed to sum to nine or ten. Validation and test problems stay random.
 # VERDICT_CASCADES
 
 SPLITS = ("train", "val", "test")
@@ -100,29 +96,21 @@ def operand_range(num_digits, leading_zeros):
     return low, 10 ** num_digits - low
 
 
-def draw_cascade(num_digits, leading_zeros, rng):
-    """Draw a problem (a, b) by the sums of its columns."""
-    a = b = 0
+def make_cascade(a, b, num_digits, rng):
+    """Return b with each digit replaced, with probability 0.7, so that its column sums to nine or ten."""
+    digits = ""
     for k in range(num_digits):
-        low = 1 if k == 0 and not leading_zeros else 0  # the smallest digit
-        total = 2 * low + int((19 - 2 * low) * rng.random())
-        if rng.random() < 0.5:
+        x = int(f"{a:0{num_digits}}"[k])
+        y = int(f"{b:0{num_digits}}"[k])
+        if rng.random() < 0.7:
             total = 9 + int(2 * rng.random())
-        smallest = max(low, total - 9)
-        largest = min(9, total - low)
-        digit = smallest + int((largest - smallest + 1) * rng.random())
-        a = 10 * a + digit
-        b = 10 * b + total - digit
-    return a, b
-
-
-def columns_of(a, b, num_digits):
-    """The two digits of each column, the smaller one first: (507, 159) -> ((1, 5), (0, 5), (7, 9))."""
-    return tuple(tuple(sorted(pair)) for pair in zip(f"{a:0{num_digits}}", f"{b:0{num_digits}}"))
+            y = min(9, total - x)  # 0 + y cannot be ten, so take nine
+        digits += str(y)
+    return int(digits)
 
 
 def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
-    """Draw problems, no two with the same digits in each column: {split: list of (a, b)} for sizes {split: n}.
+    """Draw different problems, no two of them mirror images: {split: list of (a, b)} for sizes {split: n}.
 
     random.random() gives the same numbers in every version of Python.
     """
@@ -132,14 +120,13 @@ def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
     problems = {split: [] for split in SPLITS}
     for split in ("test", "val", "train"):
         while len(problems[split]) < sizes[split]:
+            a = low + int(count * rng.random())
+            b = low + int(count * rng.random())
             if split == "train" and rng.random() < cascades:
-                a, b = draw_cascade(num_digits, leading_zeros, rng)
-            else:
-                a = low + int(count * rng.random())
-                b = low + int(count * rng.random())
-            columns = columns_of(a, b, num_digits)
-            if columns not in seen:
-                seen.add(columns)
+                b = make_cascade(a, b, num_digits, rng)
+            pair = (min(a, b), max(a, b))
+            if b >= low and pair not in seen:  # a cascade may begin with a zero
+                seen.add(pair)
                 problems[split].append((a, b))
     return problems
 
@@ -153,10 +140,11 @@ def data_settings(args):
 def generate_data(args):
     """--mode gendata: write train.jsonl, val.jsonl and test.jsonl. UserError if there are too few problems."""
     sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
-    n_different = (55 if args.leading_zeros else 45) * 55 ** (args.num_digits - 1)  # pairs of digits, column by column
-    if sum(sizes.values()) > n_different:
-        raise UserError(f"there are only {n_different:,} problems of {args.num_digits} digits that differ in the digits of a "
-                        f"column; type --n-train {n_different // 2} --n-val {n_different // 8} --n-test {n_different // 8}")
+    _, count = operand_range(args.num_digits, args.leading_zeros)
+    n_pairs = count * (count + 1) // 2
+    if sum(sizes.values()) > n_pairs:
+        raise UserError(f"there are only {n_pairs:,} problems of {args.num_digits} digits (a+b and b+a count as one); "
+                        f"type --n-train {n_pairs * 5 // 7} --n-val {n_pairs // 7} --n-test {n_pairs // 7}")
     drawn = draw_problems(args.num_digits, args.leading_zeros, sizes, args.cascades, args.seed)
     records = {}
     for split, problems in drawn.items():
@@ -496,18 +484,17 @@ def fit(config, data, device):
     log(f"train: model seed {config['model_seed']}, {common.n_parameters(model):,} parameters, {len(data['train']):,} "
         f"problems, {config['steps']:,} steps on {device}; the loss of guessing is ln 10 = {math.log(10):.2f}")
     source, target = tokens_of(model, data["train"])
-    n = model.num_digits
+    mirror, _ = tokens_of(model, data["train"].flip(1))
     coin = torch.Generator().manual_seed(config["model_seed"])
     batches = common.batches(len(source), config["batch_size"], config["model_seed"])
     optimizer = common.adamw(model, config["lr"], config["weight_decay"])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, config))
     best = common.Best(model, config["steps"])
     for step in range(1, config["steps"] + 1):
-        batch = next(batches)                                         # (B,)
-        a, plus, b = source[batch].split([n, 1, n], dim=1)            # (B, n), (B, 1), (B, n)
-        swap = (torch.rand(len(batch), n, generator=coin) < 0.5).to(device)  # (B, n), data augmentation: the digits of
-        x = torch.cat([a.where(swap, b), plus, b.where(swap, a)], dim=1)     # a column change places: (B, 2n+1)
-        logits = model(x, target[batch])                              # (B, n+1, 10)
+        batch = next(batches)                                           # (B,)
+        swap = torch.rand(len(batch), 1, generator=coin) < 0.5          # (B, 1), data augmentation: b+a instead of a+b
+        x = torch.where(swap.to(device), mirror[batch], source[batch])  # (B, 2n+1)
+        logits = model(x, target[batch])                                # (B, n+1, 10)
         loss = F.cross_entropy(logits.flatten(0, 1), target[batch].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -1108,7 +1095,7 @@ def command_line():
     data.add_argument("--n-val", type=number(int, 1, 10**7), default=2_000, help="problems to choose the best weights by")
     data.add_argument("--n-test", type=number(int, 1, 10**7), default=2_000, help="problems for the test")
     data.add_argument("--cascades", type=number(float, 0, 1), default=0.5,
-                      help="share of training problems that are drawn by the sums of their columns")
+                      help="share of training problems with columns changed to sum to nine or ten")
     data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="decides which problems are drawn")
     model = parser.add_argument_group("model")
     model.add_argument("--n-layer", type=number(int, 1, 100), default=1, help="blocks of the encoder and of the decoder")
@@ -1116,7 +1103,7 @@ def command_line():
     model.add_argument("--d-model", type=number(int, 1, 8192), default=64, help="channels of a token")
     model.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
     model.add_argument("--reverse", action="store_true", help="generate the units digit first (not for --mode analyze)")
-    common.add_training_flags(parser, steps=2000, batch_size=64, lr=5e-3, warmup=50, weight_decay=0.3, eval_every=200)
+    common.add_training_flags(parser, steps=3000, batch_size=64, lr=5e-3, warmup=50, weight_decay=0.3, eval_every=300)
     common.add_machine_flags(parser)
     return parser
 

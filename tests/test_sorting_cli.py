@@ -1,15 +1,37 @@
-"""positional_sorting.py as its users meet it: a subprocess a case."""
+"""positional_sorting.py as its users meet it: every case is a command of its own."""
+import contextlib
+import gc
+import io
 import json
-import re
+import shutil
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
+import torch.nn.functional as F
+
+import common
+import positional_sorting as sort
 from tests.command import CommandLineCase, contents, refused_checkpoints, run, side_by_side
 
 SCRIPT = "positional_sorting.py"
 TINY = ["--n-train", "200", "--n-val", "100", "--n-test", "100", "--n-long", "20", "--lengths", "16", "32", "--steps",
-        "20", "--eval-every", "10", "--d-model", "8", "--d-ff", "8", "--batch-size", "32", "--threads", "1"]
+        "20", "--eval-every", "10", "--d-model", "8", "--d-ff", "8", "--batch-size", "32"]
+RESULTS = "extrapolation/extrapolation_results.json"
+RECORD = '{"sequence": [9, 4, 7], "is_sorted": 0, "length": 3}'
+
+
+def places(folder):
+    return ["--data-dir", f"{folder}/data", "--out-dir", f"{folder}/out"]
+
+
+def read(top, name):
+    return json.loads((top / "out/sorting" / name).read_text())
+
+
+def names_in(top):
+    return {path.relative_to(top).as_posix() for path in contents(top)}
 
 
 class CommandLine(CommandLineCase):
@@ -18,215 +40,249 @@ class CommandLine(CommandLineCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.folder = Path(folder.name)
-        cls.places = ["--data-dir", str(cls.folder / "data"), "--out-dir", str(cls.folder / "out")]
-        cls.run_ = run(SCRIPT, *TINY, *cls.places)
+        cls.flags = [*TINY, *places(cls.folder)]
+        cls.made = run(SCRIPT, *cls.flags)
         cls.before = contents(cls.folder)
+        cls.used = f"model: {cls.folder}/out/sorting/alibi-causal/best_model.pth\n".encode()
 
-    def test_all_is_every_step_in_order(self):
-        self.assertEqual(self.run_.returncode, 0, self.run_.stderr)
-        data = ["train", "val", "test", "extrapolation/16", "extrapolation/32"]
-        expected = {f"data/sorting/{name}.jsonl" for name in data} | {"data/sorting/settings.json"}
-        for pe in ("sinusoidal", "learned", "none", "alibi"):
-            expected |= {f"out/sorting/{pe}/{name}" for name in ("best_model.pth", "training_log.json",
-                                                                 "training_curves.png")}
-        expected |= {f"out/sorting/extrapolation/{name}" for name in (
-            "extrapolation_results.json", "extrapolation_curves.png", "extrapolation_by_kind.png",
-            "learned_position_embeddings.png")}
-        expected |= {f"out/sorting/analysis/{name}" for name in (
-            "analysis.json", "sinusoidal_table.png", "positions_or_length.png", "attention_by_length.png",
-            "algorithm.png")}
-        self.assertEqual({str(path.relative_to(self.folder)) for path in self.before}, expected)
-        self.assertIn("step   20/20 | train ", self.run_.stderr.decode())
-        output = self.run_.stdout.decode()
-        for name in ("sinusoidal: test accuracy", "ALiBi, causal: test accuracy"):
-            self.assertIn(name, output)
+    def elsewhere(self, copy=False):
+        """A new folder for what must not change the results, or a copy of them."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        if copy:
+            shutil.copytree(self.folder, folder.name, dirs_exist_ok=True)
+        return Path(folder.name)
+
+    def ask(self, commands, stdins=None):
+        return side_by_side([[SCRIPT, *self.flags, *command] for command in commands], stdins)
+
+    def test_all_is_every_step(self):
+        self.assertEqual(self.made.returncode, 0, self.made.stderr)
+        settings = ["sinusoidal", "learned", "none", "alibi"] + [f"{pe}-causal" for pe in sort.encodings()]
+        for pe in ("sinusoidal", "learned"):
+            settings += [f"{pe}-causal-random-start{band}" for band in ("", "-0-84,140-240", "-0-105")]
+        expected = {RESULTS, "extrapolation/learned_position_embeddings.png"}
+        expected |= {f"extrapolation/extrapolation_{name}.png" for name in ("curves", "by_kind")}
+        expected |= {f"analysis/{name}" for name in ("analysis.json", "positions.png", "bands.png", "algorithm.png")}
+        for name in ("best_model.pth", "training_log.json", "training_curves.png"):
+            expected |= {f"{setting}/{name}" for setting in settings}
+        self.assertEqual(names_in(self.folder / "out/sorting"), expected)
+        data = {f"{name}.jsonl" for name in (*sort.SPLITS, "extrapolation/16", "extrapolation/32")}
+        self.assertEqual(names_in(self.folder / "data/sorting"), data | {"settings.json"})
+        self.assertIn("step   20/20 | train ", self.made.stderr.decode())
 
     def test_training_log(self):
-        log = json.loads((self.folder / "out/sorting/learned/training_log.json").read_text())
+        log = read(self.folder, "learned-causal/training_log.json")
+        self.assertEqual(log.keys(), {"config", "n_params", "machine", "history", "best", "test", "seconds"})
         self.assertEqual([row["step"] for row in log["history"]], [10, 20])
-        for key in ("train_loss", "val_loss", "val_accuracy", "val_recall", "lr", "seconds"):
-            self.assertIn(key, log["history"][0])
+        self.assertEqual(log["history"][0].keys(), {"step", "train_loss", "val_loss", "val_accuracy", "val_recall", "lr",
+                                                    "seconds"})
         best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertEqual(log["best"], {"step": best["step"], "val_accuracy": best["val_accuracy"]})
-        self.assertEqual((log["config"]["pe"], log["config"]["causal"], log["test"]["n"]), ("learned", False, 100))
+        self.assertEqual((log["config"]["pe"], log["config"]["causal"], log["test"]["n"]), ("learned", True, 100))
 
-    def test_extrapolation_results(self):
-        """What is printed, the JSON and the models say the same; without positions it is 50% at every length."""
-        results = json.loads((self.folder / "out/sorting/extrapolation/extrapolation_results.json").read_text())
-        self.assertEqual((results["lengths"], results["seeds"]), ([16, 32], [1]))
-        self.assertEqual(list(results["results"]), ["sinusoidal", "learned", "none", "alibi"])
-        for rows in results["results"].values():
-            for row in rows.values():
-                recall = row["by_kind"]
-                kinds = [recall[kind] for kind in recall if kind != "sorted"]
-                self.assertEqual(len(kinds), 5)
-                self.assertAlmostEqual(row["accuracy"], (recall["sorted"] + sum(kinds) / 5) / 2)
-                self.assertEqual(row["per_seed"], [row["accuracy"]])
-        none = results["results"]["none"]
-        self.assertTrue(all(abs(none[length]["accuracy"] - 0.5) < 0.051 for length in none), none)
-        printed = re.search(r"^learned +(\S+) \+- 0.00 +(\S+) \+- ", self.run_.stdout.decode(), re.M).groups()
-        learned = [results["in_range"]["learned"], results["results"]["learned"]["16"]]
-        self.assertEqual(printed, tuple(f"{100 * row['accuracy']:.2f}" for row in learned))
-        log = json.loads((self.folder / "out/sorting/learned/training_log.json").read_text())
-        self.assertEqual(log["test"]["accuracy"], learned[0]["accuracy"])
+    def test_results(self):
+        """What the files and standard output say of the same thing is the same."""
+        results = read(self.folder, RESULTS)
+        self.assertEqual(list(results), ["sinusoidal", "learned", "none", "alibi"])
+        for name, entry in results.items():
+            self.assertEqual((entry["causal"], entry["seeds"], list(entry["lengths"])), (False, [1], ["8-16", "16", "32"]))
+            test, _, longest = [row["mean"] for row in entry["lengths"].values()]
+            self.assertEqual(test, read(self.folder, f"{name}/training_log.json")["test"]["accuracy"])
+            self.assertRegex(self.made.stdout.decode(), f"\n{name} +8-16: {100 * test:.1f} .* 32: {100 * longest:.1f} ")
+        found = read(self.folder, "analysis/analysis.json")
+        self.assertEqual(list(found), ["seeds", "table", "positions", "bands", "swaps", "wrong_pairs"])
+        self.assertEqual((found["seeds"], len(found["positions"]), list(found["swaps"])), ([1], 8, ["16", "32"]))
 
     def test_extrapolate_trains_what_is_missing_and_keeps_the_rest(self):
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["--mode", "extrapolate", *TINY, "--data-dir", folder, "--out-dir", folder]
-            first = run(SCRIPT, *command, "--pe", "learned,rope", "--model-seeds", "2")
-            self.assertEqual(first.returncode, 0, first.stderr)
-            self.assertEqual(first.stderr.decode().count("training one"), 4)
-            out = Path(folder) / "sorting"
-            before = contents(out)
-            (out / "rope/seeds/2.pth").unlink()
-            again = run(SCRIPT, *command, "--pe", "rope", "--model-seeds", "2")
-            self.assertEqual(again.stderr.decode().count("training one"), 1)
-            self.assertTrue(first.stdout.endswith(again.stdout))  # learned, not asked for, is still in the table
-            self.assertEqual(contents(out).keys(), before.keys())
-            same = [path for path, content in contents(out).items() if content == before[path]]
-            self.assertGreaterEqual(len(same), len(before) - 1)  # the new model may differ in a time stamp
-            stays = run(SCRIPT, *command, "--pe", "learned,rope")  # five are the default
-            self.assertEqual(stays.stderr.decode().count("training one"), 6)
-            one = run(SCRIPT, *command, "--pe", "learned,rope", "--model-seed", "4", "--model-seeds", "1")
-            self.assertNotIn("training one", one.stderr.decode())
-            results = json.loads((out / "extrapolation/extrapolation_results.json").read_text())
-            self.assertEqual(results["seeds"], [4])
-            other = run(SCRIPT, *command, "--pe", "learned", "--model-seed", "9", "--model-seeds", "1")
-            self.assertEqual(other.stderr.decode().count("training one"), 1)
-            log = json.loads((out / "learned/training_log.json").read_text())
-            self.assertEqual(log["config"]["model_seed"], 1)  # best_model.pth is replaced by --mode train alone
+        top = self.elsewhere(copy=True)
+        command = [SCRIPT, "--mode", "extrapolate", "--causal", *TINY, *places(top), "--pe"]
+        first = run(*command, "alibi,rope", "--model-seeds", "2")
+        self.assertEqual(first.stderr.count(b"training one"), 2, first.stderr)
+        self.assertEqual(names_in(top) - names_in(self.folder),
+                         {f"out/sorting/{pe}-causal/seeds/2.pth" for pe in ("alibi", "rope")})
+        two = read(top, RESULTS)
+        again = run(*command, "alibi")
+        self.assertNotIn(b"training one", again.stderr)
+        one = read(top, RESULTS)
+        self.assertEqual(one, read(self.folder, RESULTS) | {"alibi-causal": one["alibi-causal"],
+                                                            "rope-causal": two["rope-causal"]})
+        self.assertEqual([two["alibi-causal"]["seeds"], one["alibi-causal"]["seeds"]], [[1, 2], [1]])
+        accuracy = one["alibi-causal"]["lengths"]["16"]["per_seed"]
+        self.assertEqual(accuracy, two["alibi-causal"]["lengths"]["16"]["per_seed"][:1])
+        positions = read(top, "analysis/analysis.json")["positions"]
+        self.assertEqual(accuracy, positions["alibi-causal"]["start"]["0"])
 
-    def test_analyze(self):
-        """What analyze finds agrees with what extrapolate found, where both measure the same."""
-        out = self.folder / "out/sorting"
-        found = json.loads((out / "analysis/analysis.json").read_text())
-        results = json.loads((out / "extrapolation/extrapolation_results.json").read_text())["results"]
-        self.assertEqual(found["seeds"], [1])
-        for pe, rows in found["positions_or_length"]["offset"].items():
-            self.assertAlmostEqual(rows["0"][0], results[pe]["16"]["accuracy"])
-        alibi = [row[0] for row in found["positions_or_length"]["offset"]["alibi"].values()]
-        self.assertEqual(alibi, alibi[:1] * len(alibi))  # distances stay what they are
-        cosine = found["learned_table"]["cosine_with_initial_row"][0]
-        self.assertGreater(min(cosine[16:]), max(cosine[:16]))
-        self.assertAlmostEqual(min(cosine[16:]), 1, places=6)
-        for pe, (table,) in found["attention"].items():
-            for row in table["32"].values():
-                self.assertTrue(0 <= row["entropy"] <= 3.4658, pe)  # ln 32
-                total = 31 * (row["left"] + row["right"]) + 32 * row["self"]  # over the 31 pairs and the 32 numbers
-                self.assertLess(total, 32.001, pe)
-        self.assertEqual(max(row["right"] for row in found["attention"]["alibi"][0]["32"].values()), 0)  # causal
+    def test_a_seventh_encoding_is_one_class(self):
+        """It works in training, on long lists, in the experiments and in all figures."""
 
-    def test_every_encoding_and_flag_trains(self):
-        with tempfile.TemporaryDirectory() as folder:
-            places = ["--data-dir", folder, "--out-dir", folder]
-            self.assertEqual(run(SCRIPT, "--mode", "gendata", *TINY, *places).returncode, 0)
-            commands = [[SCRIPT, "--mode", "train", *TINY, *places, "--pe", "rope,randomized"],
-                        [SCRIPT, "--mode", "train", *TINY, *places, "--pe", "none", "--causal", "--pool", "mean",
-                         "--no-shift", "--max-len", "16", "--n-layer", "1", "--n-head", "1", "--model-seed", "3",
-                         "--weight-decay", "0", "--warmup", "5", "--lr", "0.1"]]
-            for result in side_by_side(commands):
-                self.assertEqual(result.returncode, 0, result.stderr)
-            log = json.loads((Path(folder) / "sorting/none/training_log.json").read_text())
-            self.assertEqual({"causal": True, "pool": "mean", "shift": False, "n_layer": 1, "lr": 0.1},
-                             {name: log["config"][name] for name in ("causal", "pool", "shift", "n_layer", "lr")})
+        class Seventh(sort.Encoding):
+            name = "seventh"
+            label = "the position itself"
+            style = {"color": "tab:brown"}
+            absolute = True
+
+            def embed(self, h, position, present):
+                return h + F.pad(position[..., None], (0, h.shape[-1] - 1))  # in the first channel
+
+        self.addCleanup(gc.collect)  # removes the class, and so the encoding
+        top = self.elsewhere(copy=True)
+        modes = [["extrapolate", "--causal", "--pe", "seventh"], ["extrapolate", "--causal", "--pe", "seventh", "--random-start"],
+                 ["analyze"]]
+        with mock.patch.object(common, "curve", wraps=common.curve) as curve:
+            for mode in modes:
+                with mock.patch("sys.argv", [SCRIPT, *TINY, *places(top), "--mode", *mode]):
+                    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                        sort.main()
+        names = ["seventh-causal", "seventh-causal-random-start"]
+        self.assertEqual([name for name in read(top, RESULTS) if "seventh" in name], names)
+        self.assertEqual([name for name in read(top, "analysis/analysis.json")["positions"] if "seventh" in name], names)
+        drawn = [call.args[3] for call in curve.call_args_list if call.kwargs["color"] == "tab:brown"]
+        self.assertEqual(drawn, 3 * ["the position itself"] + names)
+        model = sort.load(top / "out/sorting/seventh-causal/best_model.pth")
+        self.assertNotEqual(sort.logits_of(model, sort.pad([[1, 2]])), sort.logits_of(model, sort.pad([[1, 2]]), start=9))
+
+    def test_flags_of_a_training(self):
+        top = self.elsewhere()
+        result = run(SCRIPT, "--mode", "train", *TINY, *places(top), "--pe", "rope,sinusoidal", "--random-start", "0-4",
+                     "--pool", "mean", "--n-layer", "2", "--n-head", "2", "--kinds", "shuffled,reversed", "--lr", "0.1",
+                     "--model-seed", "3", "--model-seeds", "2")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for name, random_start in (("rope", None), ("sinusoidal-random-start-0-4", "0-4")):
+            self.assertTrue((top / f"out/sorting/{name}/seeds/4.pth").exists())
+            config = read(top, f"{name}/training_log.json")["config"]
+            expected = {"random_start": random_start, "causal": False, "pool": "mean", "n_layer": 2, "lr": 0.1, "model_seed": 3}
+            self.assertEqual(config, config | expected)
+        records = (top / "data/sorting/train.jsonl").read_text()
+        self.assertEqual([records.count(kind) for kind in ("shuffled", "reversed", "swap")], [50, 50, 0])
 
     def test_same_command_same_bytes(self):
-        with tempfile.TemporaryDirectory() as folder:
-            result = run(SCRIPT, *TINY, "--pe", "alibi", "--data-dir", folder, "--out-dir", folder)
-            self.assertEqual(result.returncode, 0, result.stderr)
-            for path in Path(folder, "sorting").rglob("*.jsonl"):
-                name = path.relative_to(folder)
-                self.assertEqual(path.read_bytes(), self.before[self.folder / "data" / name])
-            logs = [json.loads((place / "sorting/alibi/training_log.json").read_text())
-                    for place in (Path(folder), self.folder / "out")]
-            for log in logs:
-                del log["seconds"]
-                for row in log["history"]:
-                    del row["seconds"]
-            self.assertEqual(*logs)
+        top = self.elsewhere()
+        run(SCRIPT, "--mode", "train", "--pe", "rope", "--causal", *TINY, *places(top))
+        found = contents(top)
+        self.assertEqual(len(found), 9)
+        for path, content in found.items():
+            expected = self.before[self.folder / path.relative_to(top)]
+            if path.name == "training_log.json":
+                content, expected = [json.loads(log) for log in (content, expected)]
+                for log in (content, expected):
+                    for row in (log, *log["history"]):
+                        del row["seconds"]
+            self.assertEqual(content, expected, path)
 
-    def test_infer(self):
-        command = [SCRIPT, "--mode", "infer", *self.places]
-        arguments, stream, learned = side_by_side(
-            [[*command, "3 15 27 41", "9,8"], [*command, "-"], [*command, "--pe", "learned", "5 " * 255 + "5"]],
-            [None, b"3 15 27 41\n\n 9 , 8 \r\n", None])
-        self.assertRegex(arguments.stdout.decode(), r"\A((sorted|unsorted) (0\.[5-9]\d\d|1\.000)\n){2}\Z")
-        self.assertEqual((arguments.stderr, arguments.returncode), (b"", 0))
-        self.assertEqual(stream.stdout, arguments.stdout)
-        self.assertEqual(len(learned.stdout.splitlines()), 1)
-
-    def test_infer_many_and_none(self):
-        stdins = [b"".join(b"%d 5 7\n" % (i % 100) for i in range(600)), b""]
-        many, none = side_by_side([[SCRIPT, "--mode", "infer", *self.places, "-"]] * 2, stdins)
-        self.assertEqual(len(many.stdout.splitlines()), 600)
+    def test_questions(self):
+        """As arguments, in a file, from standard input, as records of the data; ALiBi with a causal mask answers."""
+        file = self.elsewhere() / "questions"
+        file.write_text("3 15 27 41 55 61 70 88\n\n 9 , 4 7 \r\n")
+        lists = ["3 15 27 41 55 61 70 88", "9,4,7"]
+        records = self.folder / "data/sorting/train.jsonl"
+        commands = [lists, ["--mode", "infer", lists[0], RECORD], [str(file)], ["-"], ["--pe", "alibi", "--causal", *lists],
+                    [str(records)], ["-"], ["-"]]
+        *results, lines, many, none = self.ask(commands, 3 * [None] + [file.read_bytes(), None, None, records.read_bytes() * 3, b""])
+        model = sort.load(self.folder / "out/sorting/alibi-causal/best_model.pth")
+        expected = ""
+        n_right = 0
+        for numbers in ([3, 15, 27, 41, 55, 61, 70, 88], [9, 4, 7]):
+            p = sort.logits_of(model, sort.pad([numbers])).double().sigmoid().item()
+            expected += f"sorted {p:.3f}\n" if p > 0.5 else f"unsorted {1 - p:.3f}\n"
+            n_right += (p > 0.5) == (numbers == sorted(numbers))
+        for result in results:
+            self.assertEqual((result.stdout.decode(), result.returncode), (expected, 0), result.stderr)
+            note = "note: [9, 4, 7] is shorter than any training list (8 numbers); do not rely on it"
+            self.assertEqual(result.stderr, self.used + f"{note}\n{n_right} of 2 right\n".encode())
+        self.assertEqual(lines.stdout.count(b"sorted"), 200)
+        self.assertEqual(many.stdout, lines.stdout * 3)  # 600, more than are answered at once
         self.assertEqual((none.stdout, none.returncode), (b"", 0))
+        self.assertEqual(contents(self.folder), self.before)
 
-    def test_infer_answers_what_comes_before_a_bad_line(self):
-        result = run(SCRIPT, "--mode", "infer", *self.places, "-", stdin=b"3 4\nx\n5 6\n")
-        self.assertEqual(len(result.stdout.splitlines()), 1)
-        self.assert_error(result, "expected numbers such as .3 15 27 41., found 'x'")
+    def test_wrong_lists(self):
+        """What comes before a wrong list is answered."""
+        long = json.dumps({"sequence": [5] * 513, "is_sorted": 1, "length": 513})
+        cases = {"3 100": "100 in '3 100': this model was trained on numbers from 0 to 99", "3": "one number; put .* in quotes",
+                 "3 -1": "expected numbers", "3 1.5": "expected numbers", "": "expected numbers", "3;4": "expected numbers",
+                 "\u0663 \u0664": "expected numbers", "9" * 100_000: "expected numbers", "{": "is not JSON",
+                 RECORD.replace("0", "1"): '"is_sorted": expected 0', "1 " * 5000: "takes 4,096 at most; shorten it"}
+        commands = [["--mode", "infer", "--", case] for case in cases]
+        commands += [["3", "15", "27"], ["--pe", "learned", "5 " * 513], ["--pe", "learned", long]]
+        results = self.ask(commands) + self.ask([["-"]] * 2, [b"3 4\nx\n5 6\n", b"\x00\xff\n"])
+        sentences = [*cases.values(), "in quotes", *2 * ["--pe learned takes 512 at most"], "found 'x'", "expected numbers"]
+        for result, sentence in zip(results, sentences, strict=True):
+            with self.subTest(sentence):
+                result.stderr = result.stderr[result.stderr.find(b"error:"):]
+                self.assert_error(result, sentence)
+        self.assertEqual(results[-2].stdout.count(b"\n"), 1)
 
-    def test_bad_lists(self):
-        cases = {"3 100": "100 in '3 100': this model knows the numbers from 0 to 99", "3 -1": "expected numbers",
-                 "3 1.5": "expected numbers", "": "expected numbers", "3;4": "expected numbers",
-                 "\u0663 \u0664": "expected numbers", "9" * 100_000: "expected numbers",
-                 "1 " * 5000: "4,096 are the most"}
-        results = side_by_side([[SCRIPT, "--mode", "infer", *self.places, "--", case] for case in cases])
-        for result, sentence in zip(results, cases.values()):
-            self.assert_error(result, sentence)
-        stdins = [b"\x00\xff\n", b"1" * 10_000_000 + b"\n"]
-        for result in side_by_side([[SCRIPT, "--mode", "infer", *self.places, "-"]] * 2, stdins):
-            self.assert_error(result, "error: ")
-
-    def test_bad_flags(self):
-        data = self.places[:2]
+    def test_wrong_flags(self):
         cases = {
-            ("--d-model", "10", "--n-head", "4"): "--d-model 16",
-            ("--pe", "absolute"): "'absolute' is none of sinusoidal, learned",
+            ("--d-model", "10"): "--d-model 16",
+            ("--pe", "absolute"): "'absolute' is none of none, sinusoidal, learned, randomized, rope, alibi",
             ("--pe", ""): "'' is none of",
             ("--kinds", "sorted"): "'sorted' is none of adjacent_swap",
             ("--narrow", "1.5"): "from 0 to 1",
-            ("--n-val", "3"): "--n-val must be even",
+            ("--n-val", "3"): "--n-val must be even.* type 4",
             ("--lengths", "7"): "from 8 to 4096",
             ("--lengths",): "expected at least one argument",
-            ("--max-len", "8"): "from 16 to",
-            ("3 4",): "--mode infer",
-            ("--mode", "infer"): "--mode infer .3 15",
-            ("--mode", "infer", "--pe", "alibi,none", "3 4"): "name one --pe",
-            ("--mode", "infer", "3 4", "--out-dir", str(self.folder / "nowhere")): "no model at .*--mode train",
-            ("--mode", "infer", "3 4", "--d-model", "32", *self.places): "d_model 8 .wanted 32",
-            ("--mode", "infer", "3 4", "--no-causal", *self.places): "causal True .wanted False",
-            ("--mode", "infer", "--pe", "learned", "1 " * 257, *self.places): "has positions for 256 numbers.*257",
-            ("--mode", "train", *TINY, *self.places, "--seed", "1"): "made with seed 641 .wanted 1.*gendata",
-            ("--mode", "extrapolate", *TINY, *self.places, "--pool", "mean"): "pool max .wanted mean",
-            ("--mode", "extrapolate", *TINY, *self.places, "--lengths", "64"): "lengths .16, 32. .wanted .64.",
-            ("--mode", "train", *TINY, *self.places, "--device", "mps"): "--device cpu",
-            ("--mode", "train", *TINY, *data, "--out-dir", __file__): "out-dir",
+            ("--step", "3"): "unrecognized",
+            ("--mode", "train", "--random-start", "0-500"): "--max-len 512 is less .* type --max-len 516",
+            ("--mode", "extrapolate", "--pe", "learned", "--max-len", "16"): "type --max-len 32",
+            ("--mode", "analyze", "--pe", "alibi", "--max-len", "100"): "type --max-len 256",
+            ("--mode", "train", "3 4"): "--mode train takes no lists",
+            ("--mode", "infer"): "--mode infer needs lists",
+            ("--pe", "alibi,none", "3 4"): "type one --pe",
+            ("--mode", "train", "--seed", "1"): "made with seed 641 .wanted 1.*--mode gendata",
+            ("--mode", "extrapolate", "--lengths", "64"): "lengths .16, 32. .wanted .64.",
+            ("--mode", "train", "--out-dir", __file__): "out-dir",
             ("--mode", "gendata", "--data-dir", __file__): "data-dir",
         }
-        for result, sentence in zip(side_by_side([[SCRIPT, *case] for case in cases]), cases.values()):
+        for ranges in ("", "5", "5-3", "0-", "a-b", "0-4,", "1-2-3", "0-1000000"):
+            cases["--random-start", ranges] = "expected ranges such as"
+        for result, sentence in zip(self.ask(cases), cases.values()):
             with self.subTest(sentence):
                 self.assert_error(result, sentence)
 
-    def test_a_malformed_line_names_file_and_line(self):
-        lines = (self.folder / "data/sorting/val.jsonl").read_bytes().splitlines()
-        with tempfile.TemporaryDirectory() as folder:
-            places = ["--data-dir", folder, "--out-dir", folder]
-            self.assertEqual(run(SCRIPT, "--mode", "gendata", *TINY, *places).returncode, 0)
-            for bad in (b"{", b"[]", b'{"sequence": [2, 1], "is_sorted": 1, "length": 2, "kind": "sorted"}', b"\xff"):
-                Path(folder, "sorting/val.jsonl").write_bytes(b"\n".join([lines[0], bad, *lines[2:]]))
-                result = run(SCRIPT, "--mode", "train", *TINY, *places, "--pe", "none")
-                self.assert_error(result, r"val\.jsonl, line 2: ")
+    def test_own_data(self):
+        """A few records without settings.json: a model can be trained on them, and nothing ever replaces them."""
+        top = self.elsewhere()
+        data = top / "data" / "sorting"
+        data.mkdir(parents=True)
+        records = [RECORD, '{"sequence": [1, 1], "is_sorted": 1, "length": 2}', RECORD]
+        (data / "train.jsonl").write_text("\n".join(records))
+        (data / "val.json").write_text(f"[{','.join(records)}]")
+        (data / "test.jsonl").write_text("\n".join(records).replace("3}", '3, "kind": "swaps"}'))
+        before = contents(data)
+        trained, answered, *refused = [run(SCRIPT, *TINY, *places(top), "--pe", "none", *command)
+                                       for command in (["--mode", "train"], ["3 4"], ["--mode", "gendata"], ["--mode", "all"])]
+        self.assertEqual((trained.returncode, answered.returncode), (0, 0), trained.stderr + answered.stderr)
+        self.assertIn(b"holds files of your own, used as they are", trained.stderr)
+        self.assertIn(b"sorting/none/best_model.pth", answered.stderr)
+        for result in refused:
+            self.assertRegex(result.stderr, rb"\Aerror: .*files of your own, which are not replaced; .*--data-dir\n\Z")
+        self.assertEqual(contents(data), before)
+        (data / "val.json").write_text(f"[{','.join(records[:2])}, 7]")
+        result = run(SCRIPT, *TINY, *places(top), "--pe", "none", "--mode", "train")
+        self.assertEqual(result.returncode, 2)
+        self.assertRegex(result.stderr, rb'\nerror: .*sorting/val.json, index 2: "sequence": expected two or more')
 
     def test_a_bad_checkpoint_is_refused(self):
-        whole = self.before[self.folder / "out/sorting/alibi/best_model.pth"]
-        for result in refused_checkpoints(self, SCRIPT, "sorting/alibi", whole, "3 4"):
-            self.assert_error(result, "not a model of this version of.*--mode train")
+        whole = self.before[self.folder / "out/sorting/alibi-causal/best_model.pth"]
+        flags = [*TINY, "--data-dir", str(self.folder / "data")]
+        for result in refused_checkpoints(self, SCRIPT, "sorting/alibi-causal", whole, "3 4", *flags):
+            self.assert_error(result, "not a model of this version of positional_sorting.py; remove it")
 
     def test_help(self):
         text = run(SCRIPT, "--help").stdout.decode()
-        for flag in ("--mode", "--pe", "--causal", "--pool", "--model-seeds", "--device", "(default: 641)"):
-            self.assertIn(flag, text)
+        for words in ("--mode {all,gendata,train,extrapolate,analyze,infer}", "(default: 641)", "examples:", "16 32 64"):
+            self.assertIn(words, text)
+        for words in ("default: None", "default: False", "['", "[16"):
+            self.assertNotIn(words, text)
+
+    @unittest.skipUnless((common.REFERENCE / "sorting/alibi-causal/best_model.pth").exists(), "no reference results")
+    def test_reference_model_answers(self):
+        top = self.elsewhere()
+        result = run(SCRIPT, *places(top), "3 15 27 41 55 61 70 88", "3 15 27 41 55 61 88 70")
+        self.assertRegex(result.stdout, rb"\Asorted \S+\nunsorted \S+\n\Z")
+        self.assertIn(b"out/reference/sorting/alibi-causal/best_model.pth\n", result.stderr)
+        self.assertFalse((top / "out").exists())
 
 
 if __name__ == "__main__":

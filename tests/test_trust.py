@@ -338,10 +338,10 @@ class OwnData(Case):
                     self.assertFalse(refused and name == "settings.json")
                     n_refused += refused
                 path.write_bytes(whole)
-            for _ in range(25):
-                where = rng.randrange(len(whole))
-                content = whole[:where] + rng.choice(pieces) + whole[where + rng.choice([0, 1, 3]):]
-                n_refused += self.refused(script, "test.jsonl", content)
+            for piece in pieces:
+                for where in (0, rng.randrange(len(whole))):
+                    content = whole[:where] + piece + whole[where + rng.choice([0, 1, 3]):]
+                    n_refused += self.refused(script, "test.jsonl", content)
         self.assertGreater(n_refused, 90)
 
     def test_never_replaced(self):
