@@ -527,21 +527,17 @@ def test_everything(model, leading_zeros):
 
 
 def train(args, data, seed):
-    """--mode train: fit a model, save it, test it, draw its training curves; return it."""
+    """--mode train: fit a model, test it, draw its training curves, save it and return it."""
     out = common.folder(args.out_dir, "addition")
-    start = time.time()
     model, best = fit(common.config_of(args, SCRIPT, seed), data, args.device)
-    first = seed == args.model_seed
-    path = out / "best_model.pth" if first else out / "seeds" / f"{seed}.pth"
-    common.save_model(path, model)
-    log(f"saved to {path} after {time.time() - start:.1f} s")
     test = validate(model, data["test"])
     print(f"model seed {seed}: {100 * test['val_accuracy']:.2f}% of {len(data['test']):,} test problems right")
     training_log = best.log_entries()
     training_log["test"] = {"n": len(data["test"]), "accuracy": test["val_accuracy"],
                             "digit_accuracy": test["val_digit_accuracy"]}
     training_log["exhaustive"] = test_everything(model, args.leading_zeros)
-    if not first:
+    if seed != args.model_seed:
+        common.save_model(out / "seeds" / f"{seed}.pth", model)
         return model
     common.write_json(out / "training_log.json", training_log)
     by_digit = {}
@@ -549,6 +545,7 @@ def train(args, data, seed):
         by_digit[name] = [row["val_digit_accuracy"][k] for row in best.history]
     titles = ("Loss", f"Whole answers: {100 * best.best['val_accuracy']:.1f}% right at the best step", "Each digit")
     common.training_curves(out / "training_curves.png", best.history, titles, math.log(10), 0, by_digit)
+    common.save_model(out / "best_model.pth", model)  # last, so that a model is never without its log
     return model
 
 
@@ -735,8 +732,9 @@ def show_ablation(table, path):
 def gradient_importance(model, problems):
     """Michel, Levy & Neubig 2019, section 4.1: the mean of |head output . gradient of the loss| over the problems.
 
-    To first order this is how much the loss would change if the output were removed. The paper divides the scores of each
-    block by their norm. We do not, since that makes a head of an unimportant block look important.
+    To first order this is how much the loss would change if the output were removed. Returned as shares of the sum over
+    all heads. (The paper divides the scores of each block by their norm, which makes the heads of an idle block look
+    important.)
     """
     source, target = tokens_of(model, problems)
     modules = list(dict.fromkeys(block.heads for block, _ in heads_of(model).values()))
@@ -746,7 +744,7 @@ def gradient_importance(model, problems):
     scores = []
     for module, gradient in zip(modules, gradients):
         scores += (seen[module] * gradient).sum(dim=(2, 3)).abs().mean(dim=0).tolist()  # n_head of them
-    return dict(zip(heads_of(model), scores))
+    return {head: score / sum(scores) for head, score in zip(heads_of(model), scores)}
 
 
 def rank_correlation(x, y):
@@ -754,7 +752,7 @@ def rank_correlation(x, y):
     def ranks(values):
         values = torch.tensor(values, dtype=torch.double)
         return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1)).double()  # twice the mean rank
-    return torch.corrcoef(torch.stack([ranks(x), ranks(y)]))[0, 1].item()
+    return torch.corrcoef(torch.stack([ranks(x), ranks(y)]))[0, 1].nan_to_num().item()  # NaN if all are equal
 
 
 def importance(model, val):
@@ -773,8 +771,8 @@ def show_importance(table, path):
     with common.figure(path, (11, 5), columns=2, title=title) as ((left, right),):
         left.barh(heads, [100 * table["ablation"][head] for head in heads])
         left.set_xlabel(f"accuracy lost (points) when replaced by zeros,\n{table['n']:,} validation problems")
-        right.barh(heads, [table["gradient"][head] for head in heads], color="tab:orange")
-        right.set_xlabel("gradient score\n(Michel et al. 2019)")
+        right.barh(heads, [100 * table["gradient"][head] for head in heads], color="tab:orange")
+        right.set_xlabel("gradient score (Michel et al. 2019),\npercent of the sum of all heads")
     print(title)
 
 
@@ -822,7 +820,7 @@ def show_pruning(table, path):
         axis.plot(removed, percent["greedy"], "o-", label="chosen anew after each removal")
         common.curve(axis, removed, percent["random"], "random orders, mean and range", color="tab:gray", linestyle=":")
         axis.set(xlabel="heads removed", ylabel=f"accuracy (%) on {table['n']:,} test problems", ylim=(-3, 103))
-        axis.legend()
+        axis.legend(loc="lower left")
     print(title.replace("\n", " "))
 
 
@@ -1059,7 +1057,7 @@ def parse_problem(text, num_digits, leading_zeros):
     for number in numbers:
         if len(number) > num_digits or int(number) < low:
             raise UserError(f"{text[:40]}: this model was trained on numbers from {low} to {low + count - 1}; type "
-                            f"--num-digits, with --leading-zeros for shorter ones too, to train another")
+                            f"--num-digits (and --leading-zeros for shorter ones) with a new --data-dir to train another")
     return int(numbers[0]), int(numbers[1])
 
 
@@ -1124,11 +1122,10 @@ def main():
         raise UserError("--mode analyze follows carries through answers that begin with the highest digit; "
                         "with --reverse type --mode train")
     args.device = common.pick_device(args.device, args.threads)
-    if args.mode in ("all", "gendata"):
-        generate_data(args)
     if args.mode == "gendata":
+        generate_data(args)
         return
-    data = load_data(args)
+    data = load_data(args)  # makes them if there are none
     if args.mode in ("all", "train"):
         for seed in range(args.model_seed, args.model_seed + args.model_seeds):
             train(args, data, seed)

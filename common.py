@@ -6,6 +6,7 @@ The scripts call this file; it never calls them.
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -86,6 +87,8 @@ def folder(*parts):
     A folder that cannot be written to is found out here, not after the training.
     """
     path = Path(*parts)
+    if (path / "settings.json").exists() or (path.parent / "settings.json").exists():
+        raise UserError(f"{path} is inside a data set; choose an --out-dir other than --data-dir")
     path.mkdir(parents=True, exist_ok=True)
     if path.resolve() in CLAIMED:
         return path
@@ -96,7 +99,7 @@ def folder(*parts):
         except BlockingIOError:
             raise UserError(f"another run is writing to {path}; wait for it, or choose another --out-dir") from None
     CLAIMED[path.resolve()] = lock
-    for left in path.glob(".*.tmp"):  # by a run that was killed
+    for left in path.rglob(".*.tmp"):  # by a run that was killed
         left.unlink()
     return path
 
@@ -121,9 +124,12 @@ def write_json(path, value):
 
 
 def parse_json(text, place=None):
-    """Return the value of a JSON text; UserError names its place if it is no JSON."""
+    """Return the value of a JSON text; UserError names its place if it is no JSON, or holds NaN, which JSON lacks."""
+    def refuse(constant):
+        raise ValueError(constant)
+
     try:
-        return json.loads(text if isinstance(text, str) else text.decode())
+        return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=refuse)
     except (ValueError, RecursionError):
         raise UserError(f"{place or str(text)[:60]} is not JSON; mend it or remove it") from None
 
@@ -255,9 +261,10 @@ REFERENCE = Path(os.path.relpath(Path(__file__).resolve().parent)) / "out" / "re
 def save_model(path, model):
     """Write the weights and model.config, as tensors on the CPU, loadable anywhere."""
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    content = io.BytesIO()  # torch.save would store the name of a file, and crash if the disk is full
+    torch.save({"config": model.config, "weights": weights}, content)
     with whole_file(path) as temporary:
-        with open(temporary, "wb") as file:  # given a path, torch.save would store its name too
-            torch.save({"config": model.config, "weights": weights}, file)
+        temporary.write_bytes(content.getvalue())
 
 
 def load_model(path, script, build):
@@ -291,7 +298,7 @@ def find_model(out_dir, names, config, build):
             if model.config == config:
                 log(f"model: {path}")
                 return model
-            if model.config["model_seed"] == config["model_seed"]:
+            if model.config.get("model_seed") == config["model_seed"]:
                 log(f"model: {path} is not used: it has {difference(model.config, config)}")
     log("model: none with these settings, training one")
     return None
@@ -580,7 +587,7 @@ def add_training_flags(parser, steps, batch_size, lr, warmup, weight_decay, eval
     """Declare the flags of a training, with these defaults."""
     group = parser.add_argument_group("training")
     # torch's generator takes 32 bits of a seed on some devices: larger seeds would repeat smaller ones
-    group.add_argument("--model-seed", type=number(int, 0, 2**32 - 1), default=1,
+    group.add_argument("--model-seed", type=number(int, 0, 10**9), default=1,
                        help="decides the initial weights and the order of the batches")
     group.add_argument("--model-seeds", type=number(int, 1, 1000), default=1, metavar="N",
                        help="repeat for N model seeds, from --model-seed on")

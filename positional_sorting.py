@@ -1,22 +1,18 @@
 """Do positional encodings extrapolate?  Attention trained on short lists and tested on long ones.
 
 A transformer encoder reads a list of numbers and decides whether it is sorted. It learns from 10,000 lists of 8 to 16
-numbers and is tested on lists of 32, 64, 128 and 256. Six ways to tell the model where a number stands are written out
-below: sinusoidal, learned, none, and three more. Everybody says that sinusoidal encodings extrapolate and learned ones
-do not. We measure it with one thing changed at a time: the encoding, the mask, or the position where training lists
-start.
+numbers and is tested on lists of 32, 64, 128 and 256. Six positional encodings are written out below: none, sinusoidal,
+learned, and three more. Everybody says that sinusoidal encodings extrapolate and learned ones do not. We measure it, and
+change one thing at a time: the encoding, the mask, or the position where training lists start.
 
-    python positional_sorting.py "3 15 27 41 33"                 ask the trained model, two seconds
-    python positional_sorting.py                                 data, four encodings, figures: about three minutes
-    python positional_sorting.py --mode gendata                  write data/sorting/*.jsonl
-    python positional_sorting.py --mode train --pe sinusoidal    train one encoding, about half a minute
-    python positional_sorting.py --mode extrapolate --causal     long lists, with a causal mask
-    python positional_sorting.py --mode analyze                  why: four experiments
-    python positional_sorting.py --help                          all flags
+  python positional_sorting.py "3 15 27 41 33"                ask the trained model, two seconds
+  python positional_sorting.py                                data, four encodings, figures: about three minutes
+  python positional_sorting.py --mode train --pe rope         train one encoding, results in out/sorting/rope
+  python positional_sorting.py --mode extrapolate --causal    long lists, with a causal mask
+  python positional_sorting.py --mode analyze                 why: four experiments
 
 Read it from the top: the task and its data, the encodings, attention and the model, scoring, training, long lists, why,
-the command line. Comments give the shape of each tensor. B is the batch, or N the number of lists; T the numbers in a
-list; C = d_model channels, of which each head has d_head = C / n_head.
+the command line. Comments give the shape of each tensor: B lists in a batch or N in all, T numbers in a list, C channels.
 
 Left out on purpose: dropout, a class token (we pool instead), and attention explained step by step, which is section 3
 of attention_addition.py. The code runs on torch >= 2.0.
@@ -325,9 +321,9 @@ def encodings():
 # ------------------------------------------------------------------------------------------------
 # 3. Attention and the model
 #
-# Without a mask every number attends to all numbers. With a causal mask it attends to itself and to earlier ones. Then
-# one vector is pooled from all hidden states. Mean pooling would dilute one misplaced number among 256. Max pooling, the
-# largest value of each channel, does not: a single hidden state can decide, however long the list.
+# Without a mask every number attends to all numbers. With a causal mask it attends to itself and to earlier ones. At the
+# end the hidden states of all numbers are pooled into one vector. Mean pooling would dilute one misplaced number among
+# 256. Max pooling, the largest value of each channel, does not: one hidden state can decide, however long the list.
 
 
 class MultiHeadAttention(nn.Module):
@@ -560,7 +556,6 @@ def train(args, config, data):
     out = common.folder(args.out_dir, "sorting", name)
     first = config["model_seed"] == args.model_seed
     model, best = fit(config, data, args.device)
-    common.save_model(out / "best_model.pth" if first else out / "seeds" / f"{config['model_seed']}.pth", model)
     recall = recalls(logits_of(model, data["test"][0]), data["test"][1])
     accuracy = balanced_accuracy(recall)
     print(f"{name}, model seed {config['model_seed']}: {100 * accuracy:.2f}% right on test lists of 8 to 16 numbers ("
@@ -572,6 +567,8 @@ def train(args, config, data):
         by_kind = {kind: [row["val_recall"][kind] for row in best.history] for kind in recall}
         titles = ("Loss", f"{name}: {100 * accuracy:.1f}% right on the test lists", "Each kind of list")
         common.training_curves(out / "training_curves.png", best.history, titles, math.log(2), 50, by_kind)
+    # last, so that a model is never without its log
+    common.save_model(out / "best_model.pth" if first else out / "seeds" / f"{config['model_seed']}.pth", model)
     return model
 
 
@@ -644,6 +641,8 @@ def extrapolate(args, data):
     out = common.folder(args.out_dir, "sorting", "extrapolation")
     path = out / "extrapolation_results.json"
     results = common.read_json(path, {})
+    if not isinstance(results, dict) or not all(isinstance(x, dict) and "lengths" in x for x in results.values()):
+        raise UserError(f"{path} holds something else than results; remove it and type the same command again")
     for pe in args.pe:
         tables = []
         seeds = list(range(args.model_seed, args.model_seed + args.model_seeds))
@@ -1024,17 +1023,11 @@ def ranges(text):
     raise common.argparse.ArgumentTypeError(f"expected ranges such as 0-240 or 0-84,140-240, found {text[:40]!r}")
 
 
-EXAMPLE_COMMANDS = """examples:
-  python positional_sorting.py "3 15 27 41 33"                     ask the trained model (alibi with a causal mask)
-  python positional_sorting.py --mode extrapolate --pe learned     one encoding on long lists
-  python positional_sorting.py --mode train --pe rope --causal     train, results in out/sorting/rope-causal
-"""
-
-
 def command_line():
     """Declare every flag, once, with its default and its reason."""
     number = common.number
-    parser = common.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=EXAMPLE_COMMANDS)
+    title, _, examples, *_ = __doc__.split("\n\n")
+    parser = common.ArgumentParser(description=title, epilog=f"examples:\n{examples}")
     parser.add_argument("questions", nargs="*", metavar="list", help='lists such as "3 15 27", a file with one per line, or '
                         "- for standard input; without --mode they are answered")
     parser.add_argument("--mode", choices=["all", "gendata", "train", "extrapolate", "analyze", "infer"],
@@ -1052,10 +1045,10 @@ def command_line():
     data.add_argument("--n-val", type=even, default=2_000, help="lists to choose the best weights by")
     data.add_argument("--n-test", type=even, default=2_000, help="lists of the same lengths for the test")
     data.add_argument("--n-long", type=even, default=2_000, help="lists of each of the --lengths")
-    data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", default=[16, 32, 64, 128, 256], metavar="L",
-                      help="numbers in the long lists")
-    data.add_argument("--kinds", type=names_from(lambda: UNSORTED), default=list(UNSORTED), metavar="KIND,...",
-                      help="kinds of unsorted lists to learn from, in turn")
+    data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", metavar="L",
+                      help="numbers in the long lists (default: 16 32 64 128 256)")
+    data.add_argument("--kinds", type=names_from(lambda: UNSORTED), metavar="KIND,...",
+                      help=f"kinds of unsorted lists to learn from, in turn (default: {','.join(UNSORTED)})")
     data.add_argument("--narrow", type=number(float, 0, 1), default=0.5,
                       help="share of training lists with numbers from a narrow window")
     data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="decides which lists are drawn")
@@ -1088,7 +1081,7 @@ def check_flags(args):
     for name in ("n_train", "n_val", "n_test", "n_long"):
         if getattr(args, name) % 2:
             raise UserError(f"--{name.replace('_', '-')} must be even: each sorted list has an unsorted one; type "
-                            f"{getattr(args, name) + 1}")
+                            f"--{name.replace('_', '-')} {getattr(args, name) + 1}")
     longest = max(args.lengths) if args.mode in ("all", "extrapolate", "analyze") else LENGTHS[-1]
     longest = max(longest, int(starts_of(args.random_start).max()) + LENGTHS[-1])
     if longest > args.max_len and any(encodings()[pe].limited for pe in args.pe):
@@ -1103,12 +1096,12 @@ def main():
     if args.pe is None:
         args.pe = ["alibi"] if args.mode == "infer" else ["sinusoidal", "learned", "none", "alibi"]
         args.causal = args.causal or args.mode == "infer"
-    args.lengths = sorted(set(args.lengths))
+    args.lengths = sorted(set(args.lengths or (16, 32, 64, 128, 256)))
+    args.kinds = args.kinds or list(UNSORTED)
     check_flags(args)
     args.device = common.pick_device(args.device, args.threads)
-    if args.mode in ("all", "gendata"):
-        generate_data(args)
     if args.mode == "gendata":
+        generate_data(args)
         return
     names = list(SPLITS)
     if args.mode in ("all", "extrapolate", "analyze"):

@@ -84,8 +84,8 @@ class CommandLine(CommandLineCase):
         self.assertEqual(contents(self.folder), self.before)
 
     def test_wrong_problems(self):
-        cases = {"12+3": "numbers from 10 to 99; type --num-digits", "123+45": "from 10 to 99", "": "expected a problem",
-                 "1a+22": "expected a problem such as 347.159, found '1a.22'", "12-13": "expected a", "12+13+14": "expected a",
+        cases = {"12+3": "numbers from 10 to 99; type --num-digits", "123+45": "from 10 to 99", "": "expected a",
+                 "1a+22": "expected a problem such as 347.159, found", "12-13": "expected a", "1+2+3": "expected a",
                  "\u0661\u0662+13": "expected a problem", "9" * 100_000 + "+12": "from 10 to 99", "{": "is not JSON",
                  '{"input": [1, 2, 10, 1, 3], "target": [0, 2, 6]}': '"target": expected .0, 2, 5., found .0, 2, 6.'}
         results = [adder(self.folder, "--mode", "infer", "--", problem) for problem in cases]
@@ -113,6 +113,7 @@ class CommandLine(CommandLineCase):
             "--mode gendata --n-train 8000": "only .* problems of 2 digits.*--n-train",
             f"--mode gendata --data-dir {__file__}": "--data-dir",
             f"--mode train --out-dir {__file__}": "--out-dir",
+            f"--mode train --out-dir {self.folder}/data": "inside a data set; choose an --out-dir",
         }
         for typed, sentence in cases.items():
             with self.subTest(typed):
@@ -120,16 +121,17 @@ class CommandLine(CommandLineCase):
 
     def test_analyze(self):
         """From nothing to figures, for two model seeds; then again, with nothing left to train; then one problem."""
-        self.assertEqual(adder(self.empty, "--model-seeds", "2").returncode, 0)
+        first = adder(self.empty, "--model-seeds", "2")
+        self.assertEqual(first.returncode, 0, first.stderr)
         files = contents(self.empty)
         again = adder(self.empty, "--model-seeds", "2", "--mode", "analyze")
         self.assertNotIn(b"train:", again.stderr)
         self.assertEqual(contents(self.empty), files)
-        for said in (b"heads 0 cost more than", b"rank correlation", b"can be removed", b"carry, units", b"probe, carry"):
+        for said in (b"heads 0 cost more", b"rank correlation", b"can be removed", b"carry, units", b"probe, carry"):
             self.assertIn(said, again.stdout)
         out = self.empty / "out/addition"
-        names = ["best_model.pth", "training_log.json", "training_curves.png", "seeds/2.pth", "head_analysis/seeds.json"]
-        names += [f"attention_patterns/{stage}.png" for stage in ("enc", "dec", "cross")]
+        names = ["best_model.pth", "training_log.json", "training_curves.png", "seeds/2.pth"]
+        names += ["head_analysis/seeds.json"] + [f"attention_patterns/{stage}.png" for stage in ("enc", "dec", "cross")]
         for table in ("ablation", "importance", "pruning", "carry", "probe", "attention"):
             names += [f"head_analysis/{table}.json", f"head_analysis/{table}.png"]
         self.assertEqual({path for path in files if out in path.parents}, {out / name for name in names})
