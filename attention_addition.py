@@ -176,7 +176,8 @@ def load_data(args):
     folder = Path(args.data_dir) / "addition"
     if not common.has_data(folder):
         generate_data(args)
-    args.own_data = common.check_settings(folder, data_settings(args))
+    common.check_settings(folder, data_settings(args))
+    args.own_data = common.own_name(folder)
     data = {}
     for split in SPLITS:
         records = common.read_records(folder / split)
@@ -555,11 +556,12 @@ def place_names(width):
     return names[:width][::-1]
 
 
-def obtain_model(args, data, seed):
+def obtain_model(args, seed):
     """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
+    args.own_data = common.own_name(Path(args.data_dir) / "addition")
     names = ["addition/best_model.pth", f"addition/seeds/{seed}.pth"]
     model = common.find_model(args.out_dir, names, common.config_of(args, SCRIPT, seed), Adder)
-    return (model or train(args, data, seed)).to(args.device)
+    return (model or train(args, load_data(args), seed)).to(args.device)
 
 
 def load(path):
@@ -640,7 +642,10 @@ def score(model, problems, without=(), values=None):
 # predicts. Hypothesis: the carry into a column comes from the column to its right, so from there some head attends to it.
 # Weights of 1/2 and 1/2 give the mean of two values, which is all that a sum needs. Attention weights show where a head
 # reads. They do not show that the model needs it; 7b to 7d test that.
-# VERDICT_7A
+# Verdict: supported. In our model cross.L0.H2 attends from the hundreds to the tens (0.86 of its weight) and from the tens
+# to the units (0.89); a cross-attention head does so in all five model seeds. One encoder head attends to the other digit
+# of the same column (0.92 and more, in all five). After it each digit token can know the sum of its column, which
+# explains why cross-attention often reads only one of the two digits (example_347+159.png).
 
 
 def token_names(num_digits):
@@ -698,7 +703,8 @@ def draw_example(model, a, b, comment, out):
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zero ablation replaces it by zeros, mean
 # ablation by its mean over the validation problems. Mean ablation keeps the part of the output that is the same for every
 # problem (it acts like a bias) and removes the part that depends on the problem.
-# VERDICT_7B
+# Found: without enc.L0.H2, which pairs the digits of a column, nearly everything is wrong (99.8 points lost). cross.L0.H2
+# costs 49, enc.L0.H0 16. Seven of the twelve heads cost at most one point, among them all of the decoder self-attention.
 
 
 def ablate(model, val, test):
@@ -726,7 +732,7 @@ def show_ablation(table, path):
 
 
 # A cheaper measure of importance needs one backward pass instead of one evaluation per head. Do the two agree?
-# VERDICT_GRADIENT
+# Verdict: they do. The rank correlations for five model seeds are 0.91, 0.93, 0.93, 0.94 and 0.88.
 
 
 def gradient_importance(model, problems):
@@ -782,7 +788,8 @@ def show_importance(table, path):
 # A removed head outputs zeros. We count in three ways, all on the test problems: (1) Remove each head alone. (2) Remove
 # heads one after another, each time the one that costs least on the validation problems. (3) Remove at once all heads
 # that cost at most one point in (1).
-# VERDICT_7C
+# Verdict: refuted. For five model seeds 6, 6, 7, 6 and 7 of 12 heads pass (1), the same numbers (2), and (3) leaves an
+# accuracy of 100, 100, 99.1, 100 and 99.9%. No head stands in for another here.
 
 
 def prune(model, val, test, n_random=20):
@@ -841,7 +848,9 @@ def show_pruning(table, path):
 # problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen only the digits above.
 # Hypothesis: few heads move the carry. So in each stage (enc, dec, cross) we patch more and more heads, the strongest
 # first, until 90% of the digits flip. Then we patch all the others instead: if few digits flip, the set is also necessary.
-# VERDICT_7D
+# Verdict: supported. In our model cross.L0.H2 alone flips every digit that receives a carry out of the units. It is the
+# head that attends to the next lower column (7a). The encoder's pairing head, enc.L0.H2, flips 75% of them. The other
+# carries need two cross-attention heads; in five model seeds no route needs more than three.
 
 
 def carry_pairs(column, origin, n_pairs, num_digits):
@@ -955,7 +964,8 @@ def show_carry(table, path):
 # the encoder's output at one token to "does this column carry?", fitted on half of the problems and scored on the other
 # half. Control: the same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for a token
 # where the trained encoder is no better. A probe shows what could be read; whether the model reads it is tested in 7d.
-# VERDICT_7E
+# Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 0.97 and 0.99 at a
+# digit of their own column. The untrained encoder reaches 0.85, 0.83 and 0.86 there, and at best 0.89 anywhere.
 
 
 @torch.inference_mode()
@@ -1016,10 +1026,11 @@ def summary_of(found):
     return summary
 
 
-def analyze(args, data):
+def analyze(args):
     """--mode analyze: 7a to 7e for one model; with --model-seeds, the numbers of 7b to 7d for several."""
     out = common.folder(args.out_dir, "addition")
-    model = obtain_model(args, data, args.model_seed)
+    data = load_data(args)
+    model = obtain_model(args, args.model_seed)
     analyze_attention(model, data["test"][:2000], out)
     if model.num_digits == 3:
         for comment, (a, b) in EXAMPLES.items():
@@ -1034,7 +1045,7 @@ def analyze(args, data):
         return
     seeds = {}
     for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-        model = obtain_model(args, data, seed)
+        model = obtain_model(args, seed)
         errors = test_everything(model, args.leading_zeros)["errors"]
         seeds[str(seed)] = {"errors": errors} | summary_of(analyze_heads(model, data))
         print(f"model seed {seed}: {seeds[str(seed)]}")
@@ -1124,20 +1135,19 @@ def main():
     args.device = common.pick_device(args.device, args.threads)
     if args.mode == "gendata":
         generate_data(args)
-        return
-    data = load_data(args)  # makes them if there are none
     if args.mode in ("all", "train"):
+        data = load_data(args)  # made first if there are none
         for seed in range(args.model_seed, args.model_seed + args.model_seeds):
             train(args, data, seed)
     if args.mode == "infer":
-        infer(args, obtain_model(args, data, args.model_seed))
+        infer(args, obtain_model(args, args.model_seed))
     elif args.questions:
-        model = obtain_model(args, data, args.model_seed)
+        model = obtain_model(args, args.model_seed)
         for text in args.questions:
             a, b = parse_problem(text, args.num_digits, args.leading_zeros)
             print(draw_example(model, a, b, "", common.folder(args.out_dir, "addition")))
-    elif args.mode != "train":
-        analyze(args, data)
+    elif args.mode in ("all", "analyze"):
+        analyze(args)
 
 
 if __name__ == "__main__":

@@ -194,20 +194,21 @@ def write_data(folder, records, settings):
     log(f"data: wrote {folder} with seed {settings['seed']}: {sizes}")
 
 
-def check_settings(folder, wanted):
-    """Return None if the data were made with the settings `wanted`; if they are the user's own, a name for them.
+def own_name(folder):
+    """A name for a data set that is the user's own; None if it was made here, or if there is none."""
+    if not has_data(folder) or made_with(folder) is not None:
+        return None
+    return hashlib.sha256(json.dumps(data_files(folder)).encode()).hexdigest()[:16]
 
-    UserError if they were made with other settings.
-    """
+
+def check_settings(folder, wanted):
+    """UserError if the data were made with other settings than `wanted`. Data of the user's own are used as they are."""
     found = made_with(folder)
     if found is None:
-        own = hashlib.sha256(json.dumps(data_files(folder)).encode()).hexdigest()
         log(f"data: {folder} holds files of your own, used as they are")
-        return own[:16]
-    if found != wanted:
+    elif found != wanted:
         raise UserError(f"{folder} was made with {difference(found, wanted)}; pass the flags it was made with, choose "
                         f"another --data-dir, or replace it: type --mode gendata with the flags you want")
-    return None
 
 
 def read_records(path):

@@ -162,7 +162,8 @@ def load_data(args, names):
     folder = Path(args.data_dir) / "sorting"
     if not common.has_data(folder):
         generate_data(args)
-    args.own_data = common.check_settings(folder, data_settings(args))
+    common.check_settings(folder, data_settings(args))
+    args.own_data = common.own_name(folder)
     data = {}
     for name in names:
         records = [read_list(record, place) for place, record in common.read_records(folder / name)]
@@ -572,12 +573,12 @@ def train(args, config, data):
     return model
 
 
-def obtain_model(args, config, data):
+def obtain_model(args, config):
     """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
     folder = f"sorting/{setting_of(config)}"
     names = [f"{folder}/best_model.pth", f"{folder}/seeds/{config['model_seed']}.pth"]
     model = common.find_model(args.out_dir, names, config, SortednessEncoder)
-    return (model or train(args, config, data)).to(args.device)
+    return (model or train(args, config, load_data(args, SPLITS))).to(args.device)
 
 
 def load(path):
@@ -633,12 +634,13 @@ def settings_text(causal, random_start):
     return text + ", random starts" if random_start else text
 
 
-def extrapolate(args, data):
+def extrapolate(args):
     """--mode extrapolate: test every encoding and model seed on lists of every length; train the models that are missing.
 
     A run adds or replaces its own entries in extrapolation_results.json and leaves the others.
     """
     out = common.folder(args.out_dir, "sorting", "extrapolation")
+    data = load_data(args, ["test", *(f"extrapolation/{length}" for length in args.lengths)])
     path = out / "extrapolation_results.json"
     results = common.read_json(path, {})
     if not isinstance(results, dict) or not all(isinstance(x, dict) and "lengths" in x for x in results.values()):
@@ -648,7 +650,7 @@ def extrapolate(args, data):
         seeds = list(range(args.model_seed, args.model_seed + args.model_seeds))
         for seed in seeds:
             config = config_of(args, pe, seed, args.random_start)
-            tables.append(test_lengths(args, obtain_model(args, config, data), data))
+            tables.append(test_lengths(args, obtain_model(args, config), data))
         results[setting_of(config)] = {
             "pe": pe, "causal": args.causal, "random_start": config["random_start"], "seeds": seeds,
             "data": data_settings(args), "lengths": summarize(tables)}
@@ -713,12 +715,12 @@ def show_kinds(results, args, out):
 # only, all have the causal mask.
 
 
-def models_of(args, data, pe, causal=True, random_start=None):
+def models_of(args, pe, causal=True, random_start=None):
     """The models of an encoding in a setting, one per model seed."""
     models = []
     for seed in range(args.model_seed, args.model_seed + args.model_seeds):
         config = config_of(args, pe, seed, random_start) | {"causal": causal}
-        models.append(obtain_model(args, config, data))
+        models.append(obtain_model(args, config))
     return models
 
 
@@ -916,12 +918,13 @@ def show_algorithm(model, found, path):
                         ylabel="now called unsorted (%)")
 
 
-def analyze(args, data):
+def analyze(args):
     """--mode analyze: the experiments 7a to 7d, over the model seeds that the flags name."""
     out = common.folder(args.out_dir, "sorting", "analysis")
+    data = load_data(args, [f"extrapolation/{length}" for length in args.lengths])
     longest = args.lengths[-1]
     found = {"seeds": list(range(args.model_seed, args.model_seed + args.model_seeds))}
-    learned = models_of(args, data, "learned", causal=False)
+    learned = models_of(args, "learned", causal=False)
     path = common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png"
     found["table"] = show_table(learned[0], path)
     print(f"learned table: cosine of trained and initial row at least {min(found['table'][16:]):.4f} from position 16 on, "
@@ -929,7 +932,7 @@ def analyze(args, data):
     positions = {}
     for pe, encoding in encodings().items():
         for random_start in (None, ALL_STARTS) if encoding.absolute else (None,):
-            models = models_of(args, data, pe, random_start=random_start)
+            models = models_of(args, pe, random_start=random_start)
             positions[setting_of(models[0].config)] = measure_positions(models, data, longest)
     found["positions"] = positions
     show_positions(positions, longest, out / "positions.png")
@@ -937,11 +940,11 @@ def analyze(args, data):
     for band in BANDS:
         found["bands"][band] = {}
         for pe in ("sinusoidal", "learned"):
-            models = models_of(args, data, pe, random_start=band)
+            models = models_of(args, pe, random_start=band)
             found["bands"][band][pe] = [[accuracy_of(model, data["extrapolation/16"], start) for start in BAND_STARTS]
                                         for model in models]
     show_bands(found["bands"], out / "bands.png")
-    alibi = models_of(args, data, "alibi")
+    alibi = models_of(args, "alibi")
     swaps = {}
     for length in args.lengths:
         swaps[str(length)] = [inspect_swaps(model, data[f"extrapolation/{length}"]) for model in alibi]
@@ -1102,21 +1105,18 @@ def main():
     args.device = common.pick_device(args.device, args.threads)
     if args.mode == "gendata":
         generate_data(args)
-        return
-    names = list(SPLITS)
-    if args.mode in ("all", "extrapolate", "analyze"):
-        names += [f"extrapolation/{length}" for length in args.lengths]
-    data = load_data(args, names)
     if args.mode in ("all", "train"):
+        data = load_data(args, SPLITS)  # made first if there are none
         for pe in args.pe:
             for seed in range(args.model_seed, args.model_seed + args.model_seeds):
                 train(args, config_of(args, pe, seed, args.random_start), data)
     if args.mode in ("all", "extrapolate"):
-        extrapolate(args, data)
+        extrapolate(args)
     if args.mode in ("all", "analyze"):
-        analyze(args, data)
+        analyze(args)
     if args.mode == "infer":
-        infer(args, obtain_model(args, config_of(args, args.pe[0], args.model_seed, args.random_start), data))
+        args.own_data = common.own_name(Path(args.data_dir) / "sorting")
+        infer(args, obtain_model(args, config_of(args, args.pe[0], args.model_seed, args.random_start)))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ class CommandLine(CommandLineCase):
     def test_infer_trains_what_it_does_not_find(self):
         result = adder(self.empty, "--reverse", "--leading-zeros", "--model-seed", "7", "7+15")
         self.assertRegex(result.stdout.decode(), r"7\+15=\d{1,3}\n\Z")
-        self.assertIn(b"model: none with these settings, training one\ntrain: model seed 7", result.stderr)
+        self.assertRegex(result.stderr, rb"^model: none with these settings, training one\n(data: .*\n)?train: model seed 7")
 
     def test_help(self):
         text = run(SCRIPT, "--help").stdout.decode()
@@ -156,9 +156,10 @@ class CommandLine(CommandLineCase):
 
     @unittest.skipUnless((common.REFERENCE / "addition/best_model.pth").exists(), "there are no reference results yet")
     def test_reference_model_answers(self):
-        result = run(SCRIPT, "--data-dir", str(self.empty), "--out-dir", f"{self.empty}/out", "347+159", "999+1")
-        self.assertEqual((result.stdout, result.returncode), (b"347+159=506\n999+1=1000\n", 0), result.stderr)
-        self.assertIn(b"out/reference/addition/best_model.pth\n", result.stderr)
+        result = run(SCRIPT, "--data-dir", str(self.empty), "--out-dir", f"{self.empty}/out", "347+159", "999+999")
+        self.assertEqual((result.stdout, result.returncode), (b"347+159=506\n999+999=1998\n", 0), result.stderr)
+        self.assertRegex(result.stderr, rb"\Amodel: out.reference.addition.best_model.pth\n2 of 2 right\n\Z")
+        self.assertEqual(list(self.empty.iterdir()), [])  # it has answered, and made nothing
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """positional_sorting.py as its users meet it: every case is a command of its own."""
 import gc
+import io
 import json
+import re
 import shutil
 import tempfile
 import unittest
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +14,7 @@ import torch.nn.functional as F
 
 import common
 import positional_sorting as sort
-from tests.command import CommandLineCase, contents, refused_checkpoints, run, side_by_side
+from tests.command import CommandLineCase, contents, run, side_by_side
 
 SCRIPT = "positional_sorting.py"
 TINY = ["--n-train", "200", "--n-val", "100", "--n-test", "100", "--n-long", "20", "--lengths", "16", "32", "--steps",
@@ -67,23 +70,18 @@ class CommandLine(CommandLineCase):
         self.assertEqual(names_in(self.folder / "out/sorting"), expected)
 
     def test_training_log(self):
-        log = read(self.folder, "learned-causal/training_log.json")
+        log = read(self.folder, "learned/training_log.json")
         self.assertEqual(log.keys(), {"config", "n_params", "machine", "history", "best", "test", "seconds"})
         keys = {"step", "train_loss", "val_loss", "val_accuracy", "val_recall", "lr", "seconds"}
         self.assertEqual([(row["step"], row.keys()) for row in log["history"]], [(10, keys), (20, keys)])
         best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertEqual(log["best"], {"step": best["step"], "val_accuracy": best["val_accuracy"]})
-        self.assertEqual((log["config"]["pe"], log["config"]["causal"], log["test"]["n"]), ("learned", True, 100))
-
-    def test_results(self):
-        """What the files and standard output say of the same thing is the same."""
-        results = read(self.folder, RESULTS)
-        self.assertEqual(list(results), ["sinusoidal", "learned", "none", "alibi"])
-        for name, entry in results.items():
-            self.assertEqual([entry["causal"], entry["seeds"], *entry["lengths"]], [False, [1], "8-16", "16", "32"])
-            test, _, longest = [row["mean"] for row in entry["lengths"].values()]
-            self.assertEqual(test, read(self.folder, f"{name}/training_log.json")["test"]["accuracy"])
-            self.assertRegex(self.made.stdout.decode(), f"\n{name} +8-16: {100 * test:.1f} .* 32: {100 * longest:.1f} ")
+        self.assertEqual((log["config"]["pe"], log["config"]["causal"], log["test"]["n"]), ("learned", False, 100))
+        entry = read(self.folder, RESULTS)["learned"]
+        self.assertEqual([entry["causal"], entry["seeds"], *entry["lengths"]], [False, [1], "8-16", "16", "32"])
+        self.assertEqual(entry["lengths"]["8-16"]["per_seed"], [log["test"]["accuracy"]])
+        accuracy = 100 * entry["lengths"]["32"]["mean"]
+        self.assertRegex(self.made.stdout.decode(), f"\nlearned +8-16: .* 32: {accuracy:.1f} ")
 
     def test_extrapolate_trains_what_is_missing_and_keeps_the_rest(self):
         top = self.elsewhere(copy=True)
@@ -116,8 +114,8 @@ class CommandLine(CommandLineCase):
         self.addCleanup(gc.collect)  # the class goes, and the encoding with it
         top = self.elsewhere(copy=True)
         for mode in (["extrapolate", "--causal", "--pe", "seventh"], ["analyze"]):
-            with mock.patch("sys.argv", [SCRIPT, *TINY, *places(top), "--mode", *mode]), mock.patch("sys.stderr"):
-                with mock.patch("sys.stdout"), mock.patch.object(common, "curve", wraps=common.curve) as curve:
+            with mock.patch("sys.argv", [SCRIPT, *TINY, *places(top), "--mode", *mode]), redirect_stdout(io.StringIO()):
+                with redirect_stderr(io.StringIO()), mock.patch.object(common, "curve", wraps=common.curve) as curve:
                     sort.main()
             drawn = [call.args[3] for call in curve.call_args_list if call.kwargs["color"] == "tab:brown"]
             names = ["seventh-causal", "seventh-causal-random-start"]
@@ -135,35 +133,29 @@ class CommandLine(CommandLineCase):
         self.assertEqual(len(found), 9)
         for path, content in found.items():
             pair = [content, self.before[self.folder / path.relative_to(top)]]
-            if path.name == "training_log.json":
-                pair = [json.loads(log) for log in pair]
-                for log in pair:
-                    for row in (log, *log["history"]):
-                        del row["seconds"]
+            if path.suffix == ".json":
+                pair = [re.sub(b'"seconds": .*', b"", log) for log in pair]
             self.assertEqual(*pair, path)
 
     def test_questions(self):
         """As arguments, in a file, from standard input, as records of the data; ALiBi with a causal mask answers."""
-        path = "sorting/alibi-causal/best_model.pth"
-        model = sort.load(self.folder / "out" / path)
-        answers = ""
-        n_right = 0
-        for numbers in ([3, 15, 27, 41, 55, 61, 70, 88], [9, 4, 7]):
-            p = sort.logits_of(model, sort.pad([numbers])).double().sigmoid().item()
-            answers += f"sorted {p:.3f}\n" if p > 0.5 else f"unsorted {1 - p:.3f}\n"
-            n_right += (p > 0.5) == (numbers == sorted(numbers))
-        said = f"model: {self.folder}/out/{path}\nnote: [9, 4, 7] is shorter than any training list (8 numbers); do not " \
-               f"rely on it\n{n_right} of 2 right\n"
+        path = "out/sorting/alibi-causal/best_model.pth"
+        lists = ["3 15 27 41 55 61 70 88", "9,4,7"]
+        model = sort.load(self.folder / path)
+        rising, falling = sort.logits_of(model, sort.pad([[3, 15, 27, 41, 55, 61, 70, 88], [9, 4, 7]])).sigmoid().tolist()
+        answers = [f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}" for p in (rising, falling)]
+        said = [f"model: {self.folder}/{path}",
+                "note: [9, 4, 7] is shorter than any training list (8 numbers); do not rely on it",
+                f"{(rising > 0.5) + (falling <= 0.5)} of 2 right"]
         file = self.elsewhere() / "questions"
         file.write_text("3 15 27 41 55 61 70 88\n\n 9 , 4 7 \r\n")
-        lists = ["3 15 27 41 55 61 70 88", "9,4,7"]
         records = self.folder / "data/sorting/train.jsonl"
         commands = [lists, ["--mode", "infer", lists[0], RECORD], ["--pe", "alibi", "--causal", *lists], [str(file)], ["-"],
                     [str(records)], ["-"], ["-"]]
         stdins = [None, None, None, None, file.read_bytes(), None, records.read_bytes() * 3, b""]
         *results, lines, many, none = self.ask(commands, stdins)
         for result in results:
-            self.assertEqual((result.stdout.decode(), result.stderr.decode()), (answers, said))
+            self.assertEqual([result.stdout.decode().splitlines(), result.stderr.decode().splitlines()], [answers, said])
         self.assertEqual(lines.stdout.count(b"sorted"), 200)
         self.assertEqual(many.stdout, lines.stdout * 3)  # 600, more than are answered at once
         self.assertEqual((none.stdout, none.returncode), (b"", 0))
@@ -179,7 +171,7 @@ class CommandLine(CommandLineCase):
         commands = [["--mode", "infer", "--", case] for case in cases]
         commands += [["3", "15", "27"], ["--pe", "learned", "5 " * 513], ["--pe", "learned", long]]
         results = self.ask(commands) + self.ask([["-"]] * 2, [b"3 4\nx\n5 6\n", b"\x00\xff\n"])
-        sentences = [*cases.values(), "in quotes", *2 * ["--pe learned takes 512 at most"], "found 'x'", "expected numbers"]
+        sentences = [*cases.values(), "in quotes"] + 2 * ["learned takes 512 at most"] + ["found 'x'", "expected numbers"]
         for result, sentence in zip(results, sentences, strict=True):
             result.stderr = result.stderr[result.stderr.find(b"error:"):]
             with self.subTest(sentence):
@@ -192,10 +184,7 @@ class CommandLine(CommandLineCase):
             ("--pe", "absolute"): "'absolute' is none of none, sinusoidal, learned, randomized, rope, alibi",
             ("--pe", ""): "'' is none of",
             ("--kinds", "sorted"): "'sorted' is none of adjacent_swap",
-            ("--narrow", "1.5"): "from 0 to 1",
             ("--n-val", "3"): "--n-val must be even.* 4",
-            ("--lengths", "7"): "from 8 to 4096",
-            ("--lengths",): "expected at least one argument",
             ("--mode", "train", "--random-start", "0-500"): "--max-len 512 is less .* type --max-len 516",
             ("--mode", "extrapolate", "--pe", "learned", "--max-len", "16"): "type --max-len 32",
             ("--mode", "train", "3 4"): "--mode train takes no lists",
@@ -209,12 +198,6 @@ class CommandLine(CommandLineCase):
         for result, sentence in zip(self.ask(cases), cases.values()):
             with self.subTest(sentence):
                 self.assert_error(result, sentence)
-
-    def test_a_bad_checkpoint_is_refused(self):
-        whole = self.before[self.folder / "out/sorting/alibi-causal/best_model.pth"]
-        flags = [*TINY, "--data-dir", str(self.folder / "data")]
-        for result in refused_checkpoints(self, SCRIPT, "sorting/alibi-causal", whole, "3 4", *flags):
-            self.assert_error(result, "not a model of this version of positional_sorting.py; remove it")
 
     def test_help(self):
         text = run(SCRIPT, "--help").stdout.decode()
