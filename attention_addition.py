@@ -527,8 +527,8 @@ def test_everything(model, leading_zeros):
     return {"n": len(problems), "errors": errors, "seconds": round(seconds, 2), "carries": table}
 
 
-def train(args, data, seed):
-    """--mode train: fit a model, test it, draw its training curves, save it and return it."""
+def train(args, data, seed, is_main):
+    """--mode train: fit a model, test it, save it and return it; the main model has a log and training curves too."""
     out = common.folder(args.out_dir, "addition")
     model, best = fit(common.config_of(args, SCRIPT, seed), data, args.device)
     test = validate(model, data["test"])
@@ -537,7 +537,7 @@ def train(args, data, seed):
     training_log["test"] = {"n": len(data["test"]), "accuracy": test["val_accuracy"],
                             "digit_accuracy": test["val_digit_accuracy"]}
     training_log["exhaustive"] = test_everything(model, args.leading_zeros)
-    if seed != args.model_seed:
+    if not is_main:
         common.save_model(out / "seeds" / f"{seed}.pth", model)
         return model
     common.write_json(out / "training_log.json", training_log)
@@ -559,9 +559,10 @@ def place_names(width):
 def obtain_model(args, seed):
     """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
     args.own_data = common.own_name(Path(args.data_dir) / "addition")
+    is_main = not Path(args.out_dir, "addition", "best_model.pth").exists()
     names = ["addition/best_model.pth", f"addition/seeds/{seed}.pth"]
     model = common.find_model(args.out_dir, names, common.config_of(args, SCRIPT, seed), Adder)
-    return (model or train(args, load_data(args), seed)).to(args.device)
+    return (model or train(args, load_data(args), seed, is_main)).to(args.device)
 
 
 def load(path):
@@ -1059,7 +1060,7 @@ def analyze(args):
 def parse_problem(text, num_digits, leading_zeros):
     """Return (a, b) of "347+159" or of a record of a data file; UserError if the model was not trained for it."""
     if text.startswith("{"):
-        return read_problem(common.parse_json(text), num_digits, text[:60])
+        text = "{}+{}".format(*read_problem(common.parse_json(text), num_digits, text[:60]))
     match = re.fullmatch(r"([0-9]+)\+([0-9]+)", re.sub(r"\s", "", text))
     if not match:
         raise UserError(f"expected a problem such as 347+159, found {text[:40]!r}")
@@ -1138,7 +1139,7 @@ def main():
     if args.mode in ("all", "train"):
         data = load_data(args)  # made first if there are none
         for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-            train(args, data, seed)
+            train(args, data, seed, is_main=seed == args.model_seed)
     if args.mode == "infer":
         infer(args, obtain_model(args, args.model_seed))
     elif args.questions:

@@ -289,18 +289,24 @@ def load_model(path, script, build):
 
 
 def find_model(out_dir, names, config, build):
-    """Return the model of exactly this configuration: from out_dir, else from the reference results, else None (train one)."""
+    """Return the model of exactly this configuration: from out_dir, else from the reference results, else None.
+
+    The first of the names is that of the main model. UserError if none fits and out_dir has one of other settings, which
+    a training would replace.
+    """
     for top in (Path(out_dir), REFERENCE):
         for name in names:
             path = top / name
-            if not path.exists():
-                continue
-            model = load_model(path, config["script"], build)
-            if model.config == config:
-                log(f"model: {path}")
-                return model
-            if model.config.get("model_seed") == config["model_seed"]:
-                log(f"model: {path} is not used: it has {difference(model.config, config)}")
+            if path.exists():
+                model = load_model(path, config["script"], build)
+                if model.config == config:
+                    log(f"model: {path}")
+                    return model
+                if model.config.get("model_seed") == config["model_seed"]:
+                    log(f"model: {path} is not used: it has {difference(model.config, config)}")
+    path = Path(out_dir) / names[0]
+    if path.exists() and load_model(path, config["script"], build).config | {"model_seed": config["model_seed"]} != config:
+        raise UserError(f"{path} has other settings; pass those, choose another --out-dir, or type --mode train to replace it")
     log("model: none with these settings, training one")
     return None
 
@@ -494,7 +500,7 @@ def figure(path, size, rows=1, columns=1, title=None, **options):
 
 def heatmap(axis, grid, rows, columns, limits=(0, 1), colours="Blues", label=None, texts=None):
     """Draw a grid of numbers with named rows and columns; with `label`, a colour bar; with `texts`, words in the cells."""
-    image = axis.imshow(grid, vmin=limits[0], vmax=limits[1], cmap=colours, aspect="auto")
+    image = axis.imshow(torch.as_tensor(grid).numpy(), vmin=limits[0], vmax=limits[1], cmap=colours, aspect="auto")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.grid(False)

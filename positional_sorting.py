@@ -551,17 +551,16 @@ def fit(config, data, device):
     return best.restore(), best
 
 
-def train(args, config, data):
-    """--mode train: fit a model, save it, test it, draw its training curves. Returns the model."""
+def train(args, config, data, is_main):
+    """--mode train: fit a model, test it, save it and return it; the main model has a log and training curves too."""
     name = setting_of(config)
     out = common.folder(args.out_dir, "sorting", name)
-    first = config["model_seed"] == args.model_seed
     model, best = fit(config, data, args.device)
     recall = recalls(logits_of(model, data["test"][0]), data["test"][1])
     accuracy = balanced_accuracy(recall)
     print(f"{name}, model seed {config['model_seed']}: {100 * accuracy:.2f}% right on test lists of 8 to 16 numbers ("
           + ", ".join(f"{kind} {100 * share:.1f}" for kind, share in recall.items()) + ")", flush=True)
-    if first:
+    if is_main:
         training_log = best.log_entries()
         training_log["test"] = {"n": len(data["test"][0]), "accuracy": accuracy, "recall": recall}
         common.write_json(out / "training_log.json", training_log)
@@ -569,7 +568,7 @@ def train(args, config, data):
         titles = ("Loss", f"{name}: {100 * accuracy:.1f}% right on the test lists", "Each kind of list")
         common.training_curves(out / "training_curves.png", best.history, titles, math.log(2), 50, by_kind)
     # last, so that a model is never without its log
-    common.save_model(out / "best_model.pth" if first else out / "seeds" / f"{config['model_seed']}.pth", model)
+    common.save_model(out / "best_model.pth" if is_main else out / "seeds" / f"{config['model_seed']}.pth", model)
     return model
 
 
@@ -577,8 +576,9 @@ def obtain_model(args, config):
     """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
     folder = f"sorting/{setting_of(config)}"
     names = [f"{folder}/best_model.pth", f"{folder}/seeds/{config['model_seed']}.pth"]
+    is_main = not Path(args.out_dir, names[0]).exists()
     model = common.find_model(args.out_dir, names, config, SortednessEncoder)
-    return (model or train(args, config, load_data(args, SPLITS))).to(args.device)
+    return (model or train(args, config, load_data(args, SPLITS), is_main)).to(args.device)
 
 
 def load(path):
@@ -1109,7 +1109,7 @@ def main():
         data = load_data(args, SPLITS)  # made first if there are none
         for pe in args.pe:
             for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-                train(args, config_of(args, pe, seed, args.random_start), data)
+                train(args, config_of(args, pe, seed, args.random_start), data, is_main=seed == args.model_seed)
     if args.mode in ("all", "extrapolate"):
         extrapolate(args)
     if args.mode in ("all", "analyze"):
