@@ -1,11 +1,12 @@
 """Do positional encodings extrapolate?  Attention trained on short lists and tested on long ones.
 
 A transformer encoder reads a list of numbers and decides whether it is sorted. It learns from 10,000 lists of 8 to 16
-numbers and is tested on lists of 32, 64, 128 and 256. Six positional encodings are written out below: none, sinusoidal,
-learned, and three more. Everybody says that sinusoidal encodings extrapolate and learned ones do not. We measure it, and
-change one thing at a time: the encoding, the mask, or the position where training lists start.
+numbers and is tested on lists of 32, 64, 128 and 256. Vaswani et al. 2017 chose sinusoidal encodings because they "may
+allow the model to extrapolate". We measure it for six encodings, and change one thing at a time: the encoding, the mask,
+or the position where training lists start. What came out, at 256 numbers with a causal mask (chance is 50%): sinusoidal,
+learned and RoPE 50 to 51%, no encoding 93%, ALiBi 100%; with random starts sinusoidal 89%, learned 77%.
 
-  python positional_sorting.py "3 15 27 41 33"                ask the trained model, two seconds
+  python positional_sorting.py "3 15 27 41 55 61 88 70"    ask the trained model, two seconds
   python positional_sorting.py                                data, four encodings, figures: about three minutes
   python positional_sorting.py --mode train --pe rope         train one encoding, results in out/sorting/rope
   python positional_sorting.py --mode extrapolate --causal    long lists, with a causal mask
@@ -35,14 +36,14 @@ import torch.nn.functional as F
 #
 #     {"sequence": [3, 15, 27], "is_sorted": 1, "length": 3, "kind": "sorted"}
 #
-# A list is sorted if no number is smaller than the one before it. Which unsorted lists are in the data decides what is
-# learned: a model that has only seen shuffled lists answers a list with two neighbours swapped as if it were sorted. So
-# there are five kinds of unsorted lists, from hard to easy.
+# A list is sorted if no number is smaller than the one before it. What the model learns depends on which unsorted lists it
+# sees. One that has only seen shuffled lists misses most single swaps (--kinds shuffled). So there are five kinds.
 #
-# Only the order may tell the answer. So lists come in pairs, a sorted one and an unsorted one of the same numbers. A
-# model that sees which numbers there are, but not their order, is right on exactly one of the two.
+# The answer must depend on the order only. So lists come in pairs, a sorted one and an unsorted one of the same numbers.
+# A model that sees which numbers there are, but not their order, is right on exactly one of the two.
 #
-# In a sorted list of 256 numbers from 0 to 99, 97% of the neighbours are equal or one apart; in a list of 8 it is 12%.
+# In a sorted list of 256 numbers from 0 to 99, nearly all neighbours are equal or one apart; in a list of 8 few are. Then
+# long lists would be hard for a second reason, neighbours closer than any in training, and we would blame the encoding.
 # So half of the lists take their numbers from a narrow window, where short lists have close neighbours too.
 
 N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
@@ -127,7 +128,7 @@ def generate_data(args):
     sets = [("test", args.n_test, LENGTHS), ("val", args.n_val, LENGTHS), ("train", args.n_train, TRAINING_LENGTHS)]
     sets += [(f"extrapolation/{length}", args.n_long, [length]) for length in args.lengths]
     for i, (name, n, lengths) in enumerate(sets):
-        # Each file has its own generator, so that the size of one does not change the others.
+        # Each file has its own generator; only numbers that another file has already are drawn again.
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (UNSORTED, 0.5)
         records[name] = draw_records(rng, n, kinds, narrow, lengths, seen)
@@ -178,9 +179,12 @@ def load_data(args, names):
 # 2. Six positional encodings
 #
 # Attention gives each token a weighted mean of the values v of all tokens, with weights softmax(q k^T / sqrt(d_head)).
-# Nothing in this depends on the order: permute the tokens, and the outputs are permuted in the same way. Pool them, and
-# the order is gone. An encoding can enter at three points, one method each. To write your own, add a class here; it then
-# works in every mode and figure.
+# Without a mask, nothing in this depends on the order: permute the tokens, and the outputs are permuted in the same way.
+# Pool them, and the order is gone. A causal mask is itself a source of order: the first number attends to one number,
+# the second to two, and so on, so even a model without encoding can tell orders apart (Kazemnejad et al. 2023).
+#
+# An encoding can enter at three points, one method each. To write your own, add a class here; it then works in every mode
+# and figure.
 
 
 class Encoding(nn.Module):
@@ -189,14 +193,17 @@ class Encoding(nn.Module):
     name = "none"           # as typed after --pe
     label = "no encoding"   # in figures
     style = {"color": "black", "marker": "^", "linestyle": "-."}
-    absolute = False        # does it matter where a list starts? With relative encodings only distances do.
-    limited = False         # are there positions for --max-len numbers only?
+    absolute = False        # whether the position of the first number changes the output
+    limited = False         # whether a list has --max-len numbers at most
 
     def __init__(self, config):
         super().__init__()
 
     def embed(self, h, position, present):
-        """Change the embedded tokens h (B, T, C). position is (T,), or (B, T) with random starts; present (B, T)."""
+        """Change the embedded tokens h (B, T, C).
+
+        position is 0, 1, 2, ... (T,), or (B, T) if each list starts elsewhere; present (B, T) is False at padding.
+        """
         return h
 
     def turn(self, x, position):
@@ -244,7 +251,7 @@ class Learned(Encoding):
 
     def __init__(self, config):
         super().__init__(config)
-        self.table = nn.Parameter(torch.randn(config["max_len"], config["d_model"]) / math.sqrt(2))  # as large as waves
+        self.table = nn.Parameter(torch.randn(config["max_len"], config["d_model"]) / math.sqrt(2))  # mean square 1/2, as sinusoids
 
     def embed(self, h, position, present):
         return h + self.table[position]
@@ -253,8 +260,9 @@ class Learned(Encoding):
 class Randomized(Encoding):
     """Randomized positions (Ruoss et al. 2023): not 0, 1, 2, ... but a random choice, in order, from a longer range.
 
-    Short lists then use all the positions that long lists have. The model can rely on which of two positions is larger,
-    not on their distance. A list of n numbers gets the first n of the positions drawn, sorted.
+    16 numbers may get the positions 7, 31, 52, ..., 498 of 512, so short lists use all the positions that long lists have.
+    The model can rely on which of two positions is larger, not on their distance. All lists of a batch share one draw; a
+    list of n numbers gets its first n positions, sorted.
     """
 
     name = "randomized"
@@ -377,13 +385,13 @@ class SortednessEncoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.to_logit = nn.Linear(d_model, 1)
         nn.init.normal_(self.token_embedding.weight, std=0.1)  # small beside the encodings, whose mean square is 1/2
-        self.encoding = encodings()[config["pe"]](config)
+        self.encoding = encodings()[config["pe"]](config)  # last, so that all other weights are drawn alike
 
     def forward(self, x, start=0, window=None):
         """x (B, T), PAD after the end of a list -> logits (B,).
 
-        The numbers stand at positions start, start + 1, ...; start is a number, or (B, 1). With a window, a query attends
-        to the last `window` numbers only (section 7b).
+        The numbers stand at positions start, start + 1, ...; start is a number, or (B, 1). With a window (sliding-window
+        attention, for lists without padding) a query attends to the last `window` numbers only.
         """
         order = torch.arange(x.shape[1], device=x.device)                # (T,)
         present = x != PAD                                               # (B, T)
@@ -456,7 +464,7 @@ def accuracy_of(model, data, start=0, window=None):
 # 5. Training
 #
 # Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a random
-# amount each time a list is used. Otherwise the model memorises which pairs of numbers it has seen in order.
+# amount each time a list is used, so that the model sees more pairs of numbers.
 
 SCRIPT = "positional_sorting.py"
 ALL_STARTS = "0-240"  # with 16 numbers, a list that starts at 240 ends at position 255
@@ -601,10 +609,16 @@ def solve(model, lists):
 # ------------------------------------------------------------------------------------------------
 # 6. Long lists
 #
-# One thing changes at a time. Every encoding is trained in three settings: without a mask, with a causal mask, and with a
-# causal mask and random starts (SHAPE, Kiyono et al. 2021): each training list starts at a random position, so that all
-# positions up to 255 occur in training although no list is longer than 16. Random starts change nothing for encodings
-# without absolute positions, so those are not trained again.
+# One thing changes at a time. Every encoding is trained in three settings:
+#   1. without a mask, the usual encoder;
+#   2. with a causal mask;
+#   3. with a causal mask and random starts (SHAPE, Kiyono et al. 2021): each training list starts at a random position, so
+#      that all positions up to 255 occur in training although no list is longer than 16. Random starts change nothing for
+#      encodings without absolute positions, so those are not trained again.
+#
+# Found (five model seeds, accuracy at 32 and 256): without a mask sinusoidal 51 and 50%, learned 50 and 50%. With a causal
+# mask sinusoidal 86 and 50%, learned 50 and 50%, RoPE 87 and 51%, randomized 98 and 83%, none 100 and 93%, ALiBi 100 and
+# 100%. With random starts sinusoidal 99 and 89%, learned 90 and 77% (92% on lists as short as in training).
 
 
 def test_lengths(args, model, data):
@@ -676,7 +690,7 @@ def show_extrapolation(results, args, out):
                 lines[encoding] = entry
         if any(entry["random_start"] == random_start for entry in lines.values()):
             panels[settings_text(causal, random_start)] = lines
-    with common.figure(out / "extrapolation_curves.png", (1 + 4.4 * max(2, len(panels)), 4.8), columns=max(1, len(panels)),
+    with common.figure(out / "extrapolation_curves.png", (3.5 + 4 * len(panels), 4.8), columns=max(1, len(panels)),
                        sharey=True, title="Is the list sorted? Trained on 8 to 16 numbers (grey), tested on up to "
                        f"{args.lengths[-1]}") as (axes,):
         for axis, (title, lines) in zip(axes, panels.items()):
@@ -690,7 +704,7 @@ def show_extrapolation(results, args, out):
             axis.minorticks_off()
             axis.set(title=title, xlabel="numbers in the list", ylim=(44, 103))
         axes[0].set_ylabel("balanced accuracy (%), chance is 50")
-        axes[0].legend(fontsize=9, title="mean and range\nover model seeds", title_fontsize=9, loc="center right")
+        axes[-1].legend(title="mean and range\nover model seeds", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def show_kinds(results, args, out):
@@ -711,8 +725,8 @@ def show_kinds(results, args, out):
 # ------------------------------------------------------------------------------------------------
 # 7. Why
 #
-# Each experiment has a hypothesis, a measurement that could refute it, and a verdict. Models differ in their encoding
-# only, all have the causal mask.
+# Each experiment has a hypothesis, a measurement that could refute it, and a verdict. All models have the causal mask,
+# except in 7a. 7b and 7c also vary where training lists start.
 
 
 def models_of(args, pe, causal=True, random_start=None):
@@ -726,8 +740,9 @@ def models_of(args, pe, causal=True, random_start=None):
 
 # 7a. What does training leave in the table of a learned encoding?
 #
-# Hypothesis: rows beyond position 15 get no gradient. They stay as they were drawn, but for weight decay, and tell nothing.
-# Refuted if training changes the direction of such a row.
+# Rows beyond position 15 have a gradient of 0, so only weight decay changes them: it shrinks them without turning them. At
+# position 16 the model therefore adds a random vector that it has never seen. The check: the cosine of the trained and
+# the initial row is 1.0000 from position 16 on, and at most 0.99 before.
 
 
 def show_table(model, path):
@@ -739,8 +754,7 @@ def show_table(model, path):
     shown = 3 * LENGTHS[-1]
     rows = F.normalize(table[:shown], dim=1)
     ticks = range(0, shown, 8)
-    with common.figure(path, (14, 4.4), columns=3, title="The learned encoding: training changes the rows of positions "
-                       "0 to 15 only") as ((left, middle, right),):
+    with common.figure(path, (14, 4.4), columns=3, title="The learned encoding: training turns the rows of positions 0 to 15 only") as ((left, middle, right),):
         for axis, grid, colours, limit, label in ((left, table[:shown], "RdBu", 2, "value"),
                                                   (middle, rows @ rows.T, "RdBu", 1, "cosine")):
             image = axis.imshow(grid, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
@@ -759,11 +773,13 @@ def show_table(model, path):
 
 # 7b. Is it the unseen positions, or the unseen length?
 #
-# A list of 256 has two things that no training list has: late positions, and queries with many keys at great distances.
-# The two can be told apart. Lists of 16 that start at position 240 have late positions only. Lists of 256 in which each
-# number attends to the last 16 only (a window) have short attention but late positions.
-# Hypothesis: absolute encodings fail at late positions, whatever the length. Refuted if short lists that start late are
-# right. Hypothesis: relative encodings fail at unseen distances. Refuted if the window does not help them.
+# A list of 256 has three things that no training list has: late positions, keys at great distances, and more chances for
+# one false alarm. Lists of 16 that start at position 240 have late positions only. Lists of 256 in which each number
+# attends to the last 16 only (a sliding window) have no distant keys.
+# Hypothesis 1: absolute encodings fail at late positions, whatever the length. Refuted if short lists that start late are
+# right. Hypothesis 2: relative encodings fail at unseen distances. Refuted if the window does not help them.
+# Verdict: both supported. Lists of 16 that start at 240: learned 50%, sinusoidal 74%; with random starts 91 and 100%. RoPE is
+# at 51% on lists of 256, and at 100.0% with the window. No encoding: 93 and 99.6%. ALiBi needs no window.
 
 STARTS = (0, 16, 32, 64, 128, 240)
 WINDOW = LENGTHS[-1]
@@ -782,7 +798,7 @@ def measure_positions(models, data, longest):
 
 def show_positions(found, longest, path):
     """Draw both halves of the experiment, a line or a group of bars per encoding."""
-    with common.figure(path, (13, 5), columns=2) as ((left, right),):
+    with common.figure(path, (14, 5.4), columns=2, title="All models with a causal mask") as ((left, right),):
         for name, table in found.items():
             encoding = encodings()[name.split("-")[0]]
             style = encoding.style | ({"linestyle": ":"} if "random-start" in name else {})
@@ -792,12 +808,12 @@ def show_positions(found, longest, path):
         left.set_xticks(range(len(STARTS)), STARTS)
         left.set(title="Late positions: lists of 16 numbers that start later", xlabel="position of the first number",
                  ylabel="balanced accuracy (%)", ylim=(44, 103))
-        left.legend(fontsize=9, title="mean and range over model seeds", title_fontsize=9)
+        left.figure.legend(title="mean and range over model seeds", fontsize=9, loc="outside lower center", ncols=4)
         bars = {}
         for key, label in (("full", "attention to all earlier numbers"), ("window", f"to the last {WINDOW} only")):
             bars[label] = [100 * sum(table[key]) / len(table[key]) for table in found.values()]
-        common.bars(right, [name.replace("-", "\n", 1) for name in found], bars)
-        right.tick_params(axis="x", rotation=30)
+        common.bars(right, [name.replace("-causal", "").replace("-random-start", "\nrandom start") for name in found], bars)
+        right.tick_params(axis="x", labelsize=7.5)
         right.set(title=f"Great distances: lists of {longest} numbers", ylabel="balanced accuracy (%)", ylim=(44, 113))
     for name, table in found.items():
         means = [sum(values) / len(values) for values in (table["start"]["240"], table["full"], table["window"])]
@@ -805,12 +821,14 @@ def show_positions(found, longest, path):
               f"with a window {100 * means[2]:.1f}%")
 
 
-# 7c. Why do sinusoidal encodings generalise better than learned ones, if both see late positions in training?
+# 7c. Does what is learned at some positions hold at others?
 #
 # Hypothesis: what a sinusoid learns at some positions holds at others, for all positions share the same few waves. What a
 # table learns holds in its row only. So we train with random starts that avoid a band of positions, and test lists of 16
-# that start before, inside and after it. Refuted if the learned table does not notice the band, or the sinusoid does.
-# The harder question: do sinusoids carry on where no training position follows?
+# that start before, inside and after it. Refuted if the accuracy of learned does not fall inside, or if that of sinusoidal
+# does. Interpolation (a band inside the training range) should be easier than extrapolation (beyond it), so we test both.
+# Verdict: supported for interpolation. Inside the band learned falls from 93 to 50%, sinusoidal from 100 to 93% (one seed of
+# five to 71%). Beyond the last training position sinusoidal fades: 92% at 124, 64% at 160, 60% at 240; learned is at 50%.
 
 BANDS = {"0-84,140-240": "no training list touches positions 100 to 139",
          "0-105": "no training list goes beyond position 120"}
@@ -821,11 +839,12 @@ def show_bands(found, path):
     """Draw the accuracy by start, a panel per band: found {band: {encoding: (seeds, starts)}}."""
     with common.figure(path, (13, 4.6), columns=2, sharey=True) as (axes,):
         for axis, (band, title) in zip(axes, BANDS.items()):
-            axis.axvspan(100 if "," in band else 121, 139 if "," in band else 255, color="0.88", zorder=0)
+            unseen = [start for start in range(241) if start not in starts_of(band)]
+            axis.axvspan(min(unseen), max(unseen), color="0.88", zorder=0)
             axis.axhline(50, color="black", linewidth=1, linestyle=":")
             for pe, values in found[band].items():
                 common.curve(axis, BAND_STARTS, 100 * torch.tensor(values), encodings()[pe].label, **encodings()[pe].style)
-            axis.set(title=f"In grey: {title}", xlabel="position of the first of 16 numbers", ylim=(40, 103))
+            axis.set(title=title, xlabel="position of the first of 16 numbers (grey: never in training)", ylim=(40, 103))
         axes[0].set_ylabel("balanced accuracy (%)")
         axes[0].legend(title="mean and range over model seeds", title_fontsize=9, fontsize=9)
     for band, rows in found.items():
@@ -836,13 +855,18 @@ def show_bands(found, path):
 
 # 7d. What has the encoding that works learned?
 #
-# Without a mask ALiBi cannot work: its bias depends on |i - j|, so a list and its mirror image get the same hidden states
-# in mirrored order, and after pooling the same answer. Sorted and reversed lists are mirror images.
+# Without a mask ALiBi cannot tell a list from its mirror image: its bias depends on |i - j|, so both get the same hidden
+# states in mirrored order, and after pooling the same answer. It cannot be right on both a sorted list and its reverse.
+# (Measured: of the reversed lists of 16, 1.5% are called unsorted.)
 #
-# Hypothesis, with the causal mask: some head attends to the number before if that one is larger, else to the number
-# itself; the hidden state of a number that follows a larger one then says "unsorted", and max pooling finds it. Take
-# lists with two neighbours swapped, and the same lists sorted. Refuted if no head attends back at the second of the two
-# swapped numbers; and, by activation patching, if its hidden state does not make the sorted list unsorted.
+# Hypothesis, with the causal mask: (1) A head attends to the previous number if that is larger, else to the number itself.
+# In 3 5 9 7 it attends from 7 to 9, and from 9 to 9. (2) The hidden state of the 7 then says "unsorted". (3) Max pooling
+# passes it on. Take lists with two neighbours swapped, and the same lists sorted. Refuted if no head attends to the previous
+# number at the second swapped number only; and, by activation patching, if its hidden state in the sorted list does not
+# make the answer "unsorted".
+# Verdict: supported in five model seeds. At length 256 a head gives 0.69 to 0.78 of its weight to the previous number, and
+# 0.04 or less in the sorted list. That one hidden state turns the answer in 100% of the lists; all the others without it
+# turn none.
 
 
 def inspect_swaps(model, data):
@@ -858,7 +882,7 @@ def inspect_swaps(model, data):
     states = {}
     attention = {}
     labels = {}
-    for name, x in (("sorted", clean), ("swapped", corrupted)):
+    for name, x in (("sorted", clean), ("swapped", corrupted)):  # generate_data writes them one after the other
         with torch.inference_mode(), common.recording([model.norm, model.blocks[0].attention.weights]) as seen:
             labels[name] = model(x) > 0
         states[name] = seen[model.norm]                                           # (M, T, C)
@@ -900,22 +924,20 @@ def show_algorithm(model, found, path):
     numbers = [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
     weights = {head: w[0] for head, w in attention_of(model, [numbers]).items() if head.startswith("L0")}
     pairs, wrong = wrong_pairs(model)
-    n = len(weights)
-    with common.figure(path, (3.3 * (n + 2), 3.6), columns=n + 2,
-                       title="ALiBi with a causal mask, on a list in which 58 and 52 are swapped") as (axes,):
-        for axis, (head, grid), slope in zip(axes, weights.items(), model.encoding.slopes):
+    with common.figure(path, (13.5, 8), 2, 3, title="ALiBi with a causal mask, on a list in which 58 and 52 are swapped") as axes:
+        for axis, (head, grid), slope in zip(axes[:, :2].flat, weights.items(), model.encoding.slopes):
             common.heatmap(axis, grid, numbers, numbers)
             axis.set(title=f"{head}, slope {slope:g}", xlabel="key", ylabel="query")
-        image = axes[n].imshow(pairs.sigmoid(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
-        axes[n].set(title=f"a a a a b b b b:\n{wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
-        axes[n].figure.colorbar(image, ax=axes[n], label="probability of sorted")
+        image = axes[0, 2].imshow(pairs.sigmoid().numpy(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
+        axes[0, 2].set(title=f"Lists a a a a b b b b: {wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
+        axes[0, 2].figure.colorbar(image, ax=axes[0, 2], label="probability of sorted")
         bars = {}
         for length, rows in found.items():
             shares = [row["called_unsorted"] for row in rows]
             bars[f"lists of {length}"] = [100 * sum(x[key] for x in shares) / len(shares) for key in shares[0]]
-        common.bars(axes[n + 1], [key.replace(" ", "\n") for key in shares[0]], bars)
-        axes[n + 1].set(title="Hidden states of a swapped\nlist patched into the sorted one", ylim=(0, 150),
-                        ylabel="now called unsorted (%)")
+        common.bars(axes[1, 2], list(shares[0]), bars)
+        axes[1, 2].set(title="Hidden states of a swapped list\npatched into the sorted one", ylim=(0, 105),
+                       ylabel="now called unsorted (%)")
 
 
 def analyze(args):

@@ -80,7 +80,7 @@ def main():
         todo = [command for command in todo if not any(words in command for words in LONG)]
     failed = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        copy = shutil.copytree(TOP, Path(folder, "copy"), ignore=shutil.ignore_patterns(".*", "addition", "sorting", "scratch"))
+        copy = shutil.copytree(TOP, Path(folder, "copy"), ignore=shutil.ignore_patterns(".*", "data", "scratch"))
         for command, holds, seconds, result in pool.map(lambda command: experiment(command, copy), todo):
             print(f"{'holds' if holds else 'FAILS'} {seconds:5.0f} s  {command}", flush=True)
             if not holds:
