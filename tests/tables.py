@@ -4,7 +4,9 @@ Between `<!-- table: NAME -->` and `<!-- end -->` stands what the function NAME 
 
     python -m tests.tables
 
-to write all of them anew; tests/test_documents.py fails where that was forgotten.
+to write all of them anew; tests/test_documents.py fails where that was forgotten. The PDF of the report is made by
+
+    cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex -V geometry:a4paper,margin=2cm -V fontsize=10pt
 """
 import json
 import re

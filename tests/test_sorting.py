@@ -184,7 +184,7 @@ class Files(unittest.TestCase):
         with self.assertRaisesRegex(UserError, "files of your own, which are not replaced"):
             sort.generate_data(args)
         args.device = "cpu"
-        model = sort.train(args, sort.config_of(args, "none", 1), data)
+        model = sort.train(args, sort.config_of(args, "none", 1), data, is_main=True)
         self.assertTrue(model.config["own_data"])  # so that it is not used with other data
 
     def test_a_wrong_record_is_named(self):

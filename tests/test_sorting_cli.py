@@ -1,4 +1,5 @@
 """positional_sorting.py as its users meet it: every case is a command of its own."""
+import doctest
 import gc
 import io
 import json
@@ -169,9 +170,10 @@ class CommandLine(CommandLineCase):
                  "1 " * 5000: "takes 4,096 at most; shorten it"}
         cases |= dict.fromkeys(["3 -1", "3 1.5", "", "3;4", "\u0663 \u0664", "9" * 100_000], "expected numbers such as")
         commands = [["--mode", "infer", "--", case] for case in cases]
-        commands += [["3", "15", "27"], ["--pe", "learned", "5 " * 513], ["--pe", "learned", long]]
+        commands += [["3", "15", "27"], ["--lr", "0.5", "3 4"], ["--pe", "learned", "5 " * 513], ["--pe", "learned", long]]
         results = self.ask(commands) + self.ask([["-"]] * 2, [b"3 4\nx\n5 6\n", b"\x00\xff\n"])
-        sentences = [*cases.values(), "in quotes"] + 2 * ["learned takes 512 at most"] + ["found 'x'", "expected numbers"]
+        sentences = [*cases.values(), "in quotes", "has other settings; pass those"]
+        sentences += 2 * ["learned takes 512 at most"] + ["found 'x'", "expected numbers"]
         for result, sentence in zip(results, sentences, strict=True):
             result.stderr = result.stderr[result.stderr.find(b"error:"):]
             with self.subTest(sentence):
@@ -211,7 +213,8 @@ class CommandLine(CommandLineCase):
         top = self.elsewhere()
         result = run(SCRIPT, *places(top), "3 15 27 41 55 61 70 88", "3 15 27 41 55 61 88 70")
         self.assertRegex(result.stdout, rb"\Asorted \S+\nunsorted \S+\n\Z")
-        self.assertFalse((top / "out").exists())
+        self.assertEqual(list(top.iterdir()), [])  # not even data are needed
+        self.assertEqual(doctest.testmod(sort).failed, 0)
 
 
 if __name__ == "__main__":
