@@ -715,7 +715,7 @@ def show_kinds(results, args, out):
     for name in rows:
         recall = results[name]["lengths"][length]["recall"]
         grid.append([100 * recall[kind]["mean"] for kind in KINDS if kind in recall])
-    kinds = [kind.replace("_", " ") for kind in KINDS if kind in recall]
+    kinds = [kind.replace("_", "\n") for kind in KINDS if kind in recall]
     texts = [[f"{value:.0f}" for value in row] for row in grid]
     with common.figure(out / "extrapolation_by_kind.png", (9, 1.4 + 0.33 * len(rows))) as ((axis,),):
         common.heatmap(axis, grid, rows, kinds, (0, 100), label="recall (%)", texts=texts)

@@ -82,7 +82,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         copy = shutil.copytree(TOP, Path(folder, "copy"), ignore=shutil.ignore_patterns(".*", "data", "scratch"))
         for command, holds, seconds, result in pool.map(lambda command: experiment(command, copy), todo):
-            print(f"{'holds' if holds else 'FAILS'} {seconds:5.0f} s  {command}", flush=True)
+            print(f"{'holds' if holds else 'FAILS'} {seconds:5.0f} s  {command}")
+            print("\n".join("    " + line for line in result.stdout.splitlines()[-4:]), flush=True)
             if not holds:
                 failed += 1
                 print(result.stdout, result.stderr)

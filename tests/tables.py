@@ -29,7 +29,7 @@ def table(head, rows):
     lines = []
     for row in (head, ["-"] * len(head), *rows):
         lines.append("| " + " | ".join(str(cell) for cell in row) + " |\n")
-    return "\n" + "".join(lines) + "\n"
+    return "".join(lines)
 
 
 def percent(value, digits=1):
