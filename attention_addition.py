@@ -1069,7 +1069,7 @@ def parse_problem(text, num_digits, leading_zeros):
     for number in numbers:
         if len(number) > num_digits or int(number) < low:
             raise UserError(f"{text[:40]}: this model was trained on numbers from {low} to {low + count - 1}; type "
-                            f"--num-digits (and --leading-zeros for shorter ones) with a new --data-dir to train another")
+                            f"--num-digits (and --leading-zeros) with a new --data-dir and --out-dir to train another")
     return int(numbers[0]), int(numbers[1])
 
 

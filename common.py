@@ -561,7 +561,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Add the default to the help of each flag that has one worth showing."""
 
     def _get_help_string(self, action):
-        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        hidden = action.default in (None, False, argparse.SUPPRESS) or isinstance(action.default, list)
+        shown = action.option_strings and not hidden  # a list is written out in the help itself
         return action.help + (" (default: %(default)s)" if shown else "")
 
 

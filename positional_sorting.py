@@ -572,7 +572,7 @@ def train(args, config, data, is_main):
         training_log = best.log_entries()
         training_log["test"] = {"n": len(data["test"][0]), "accuracy": accuracy, "recall": recall}
         common.write_json(out / "training_log.json", training_log)
-        by_kind = {kind: [row["val_recall"][kind] for row in best.history] for kind in recall}
+        by_kind = {kind: [row["val_recall"][kind] for row in best.history] for kind in best.history[0]["val_recall"]}
         titles = ("Loss", f"{name}: {100 * accuracy:.1f}% right on the test lists", "Each kind of list")
         common.training_curves(out / "training_curves.png", best.history, titles, math.log(2), 50, by_kind)
     # last, so that a model is never without its log
@@ -992,10 +992,11 @@ MAX_ASKED = 4096  # numbers in one list: attention takes memory in proportion to
 def parse_list(text, model):
     """Return the numbers of "3 15 27", "3, 15, 27" or a record of a data file; UserError if it holds anything else."""
     if text.startswith("{"):
-        return read_list(common.parse_json(text), text[:60])[0]
-    if not re.fullmatch(r"\s*[0-9]{1,9}(?:(?:\s*,\s*|\s+)[0-9]{1,9})*\s*", text):
+        numbers, _ = read_list(common.parse_json(text), text[:60])
+    elif re.fullmatch(r"\s*[0-9]{1,9}(?:(?:\s*,\s*|\s+)[0-9]{1,9})*\s*", text):
+        numbers = [int(number) for number in re.findall(r"[0-9]+", text)]
+    else:
         raise UserError(f'expected numbers such as "3 15 27 41", found {text.strip()[:40]!r}')
-    numbers = [int(number) for number in re.findall(r"[0-9]+", text)]
     if len(numbers) == 1:
         raise UserError(f'{text.strip()[:40]} is a list of one number; put the whole list in quotes, as in "3 15 27 41"')
     if max(numbers) >= N_NUMBERS:
@@ -1070,9 +1071,9 @@ def command_line():
     data.add_argument("--n-val", type=even, default=2_000, help="lists to choose the best weights by")
     data.add_argument("--n-test", type=even, default=2_000, help="lists of the same lengths for the test")
     data.add_argument("--n-long", type=even, default=2_000, help="lists of each of the --lengths")
-    data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", metavar="L",
+    data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", default=[16, 32, 64, 128, 256], metavar="L",
                       help="numbers in the long lists (default: 16 32 64 128 256)")
-    data.add_argument("--kinds", type=names_from(lambda: UNSORTED), metavar="KIND,...",
+    data.add_argument("--kinds", type=names_from(lambda: UNSORTED), default=list(UNSORTED), metavar="KIND,...",
                       help=f"kinds of unsorted lists to learn from, in turn (default: {','.join(UNSORTED)})")
     data.add_argument("--narrow", type=number(float, 0, 1), default=0.5,
                       help="share of training lists with numbers from a narrow window")
@@ -1121,8 +1122,7 @@ def main():
     if args.pe is None:
         args.pe = ["alibi"] if args.mode == "infer" else ["sinusoidal", "learned", "none", "alibi"]
         args.causal = args.causal or args.mode == "infer"
-    args.lengths = sorted(set(args.lengths or (16, 32, 64, 128, 256)))
-    args.kinds = args.kinds or list(UNSORTED)
+    args.lengths = sorted(set(args.lengths))
     check_flags(args)
     args.device = common.pick_device(args.device, args.threads)
     if args.mode == "gendata":

@@ -31,7 +31,7 @@ def confirm_adder(data_seed, model_seed, flags):
 
 def confirm_sorter(data_seed, model_seed, flags):
     """The lowest recall in percent of any kind at any length from 16 to 256, and the seconds of the training."""
-    args = sort.command_line().parse_args(["--seed", str(data_seed), "--causal", "--lengths", "16", "32", "64", "128", "256", *flags])
+    args = sort.command_line().parse_args(["--seed", str(data_seed), "--causal", *flags])
     args.own_data = None
     seen = set()
     data = {}

@@ -166,7 +166,7 @@ class Interrupted(Case):
                 with self.assertRaises(KeyboardInterrupt):
                     add.generate_data(self.args(ADD, "--seed", "7"))
             self.assertEqual(contents(folder), {} if n_renamed else old)
-        self.assert_works(self.go(ADD, "infer", "34+15"))
+        self.assert_works(self.go(ADD, "train"))
         self.assertEqual(contents(folder), old)
 
     def test_ctrl_c(self):
@@ -258,7 +258,10 @@ class Models(Case):
             torch.save(checkpoint, mine)
             self.assertEqual(self.find_model(ADD).config["lr"], 0.02)
             for changes in ({"seed": 7}, {"own_data": "1234"}, {"d_ff": 32}, {"model_seed": 2}):
-                self.assertIsNone(self.find_model(ADD, **changes))
+                with self.assertRaisesRegex(UserError, "has other settings"):  # a training would replace it
+                    self.find_model(ADD, **changes)
+            mine.unlink()
+            self.assertIsNone(self.find_model(ADD, seed=7))
         self.assertEqual(said.getvalue().splitlines()[:4], [
             f"model: {mine}", f"model: {reference}", f"model: {mine} is not used: it has lr 3.0 (wanted 0.02)",
             f"model: {reference}"])
@@ -407,20 +410,21 @@ class Obstacles(Case):
         """Do what the message says, and the same command works, or the one that it names."""
         val, settings = f"{DATA[ADD]}/val.jsonl", f"{DATA[ADD]}/settings.json"
         gendata, ask, long = (ADD, "gendata"), (ADD, "infer", "34+15"), (SORT, "extrapolate")
+        train = (ADD, "train")
         elsewhere, seed5 = ("--data-dir", f"{self.folder}/elsewhere"), ("--seed", "5")
         small = ("--num-digits", "1", "--leading-zeros", "--n-train", "30", "--n-val", "5", "--n-test", "5")
         situations = [  # a file and its new content; a command; its message; what to remove and to type
-            (None, None, ask + seed5, r"made with seed 641 \(wanted 5\); pass the flags it was made with, choose another "
+            (None, None, train + seed5, r"made with seed 641 \(wanted 5\); pass the flags it was made with, choose another "
              "--data-dir, or replace it: type --mode gendata with the flags you want",
-             [ask, ask + seed5 + elsewhere, gendata + seed5, ask + seed5]),
-            (val, None, ask, "val.jsonl is missing; .*, choose another --data-dir, or remove .*/addition to have all data "
-             "made anew", [ask + elsewhere, DATA[ADD], ask]),
-            (val, "", ask, "val.jsonl holds no record; .* choose another --data-dir", [ask + elsewhere]),
+             [train, train + seed5 + elsewhere, gendata + seed5, train + seed5]),
+            (val, None, train, "val.jsonl is missing; .*, choose another --data-dir, or remove .*/addition to have all data "
+             "made anew", [train + elsewhere, DATA[ADD], train]),
+            (val, "", train, "val.jsonl holds no record; .* choose another --data-dir", [train + elsewhere]),
             (settings, None, gendata, "choose another place with --data-dir", [gendata + elsewhere]),
             (MODEL[ADD], "hello", ask, "remove it and type the same command again", [MODEL[ADD], ask]),
             (None, None, (ADD, "train", "--lr", "1e30"), "try a smaller --lr", [(ADD, "train", "--lr", "0.1")]),
-            (None, None, (ADD, "infer", "3+4"), "from 10 to 99; type --num-digits, with --leading-zeros",
-             [(ADD, "infer", "3+4", *small, *elsewhere)]),
+            (None, None, (ADD, "infer", "3+4"), "from 10 to 99; type --num-digits .and --leading-zeros",
+             [(ADD, "infer", "3+4", *small, *elsewhere, "--out-dir", f"{self.folder}/elsewhere/out")]),
             (RESULTS, "{", long, f"{RESULTS} .* remove it", [RESULTS, long])]
         for text in ("[]", "3", '{"rope": 3}', '{"rope": {"pe": "rope"}}', '{"rope": NaN}'):
             situations.append((RESULTS, text, long, f"{RESULTS} .* remove it", []))
