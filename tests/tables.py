@@ -4,9 +4,18 @@ Between `<!-- table: NAME -->` and `<!-- end -->` stands what the function NAME 
 
     python -m tests.tables
 
-to write all of them anew; tests/test_documents.py fails where that was forgotten. The PDF of the report is made by
+to write all of them anew; tests/test_documents.py fails where that was forgotten. All results are made by
 
-    cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex -V geometry:a4paper,margin=2cm -V fontsize=10pt
+    for flags in "" "--causal" "--causal --random-start"; do
+      python positional_sorting.py --mode extrapolate --pe all --model-seeds 5 $flags --out-dir out/reference
+    done
+    python positional_sorting.py --mode analyze --model-seeds 5 --out-dir out/reference
+    python attention_addition.py --model-seeds 5 --out-dir out/reference
+
+extrapolate and analyze do not train again what is there. The PDF of the report is made by
+
+    cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex \
+        -V geometry:a4paper,margin=2cm -V fontsize=10pt -V header-includes='\\usepackage{float}\\floatplacement{figure}{H}'
 """
 import json
 import re
@@ -26,8 +35,9 @@ def load(name):
 
 
 def table(head, rows):
+    widths = [max(len(str(row[k])) for row in (head, *rows)) for k in range(len(head))]  # the PDF takes them from the dashes
     lines = []
-    for row in (head, ["-"] * len(head), *rows):
+    for row in (head, ["-" * width for width in widths], *rows):
         lines.append("| " + " | ".join(str(cell) for cell in row) + " |\n")
     return "".join(lines)
 
@@ -128,7 +138,7 @@ def route_seeds():
         cells = []
         for stage in ("enc", "cross"):
             numbers = [found[f"{name}: heads of {stage}"] for found in seeds.values()]
-            cells.append(", ".join(str(number) if number else "–" for number in numbers))
+            cells.append(", ".join(str(number) if number else "-" for number in numbers))
         rows.append([name, *cells])
     return table(["carry", f"encoder heads, model seeds {', '.join(seeds)}", "cross-attention heads"], rows)
 
@@ -201,7 +211,7 @@ def bands():
     for band, encodings in found.items():
         for pe, seeds in encodings.items():
             means = [sum(column) / len(column) for column in zip(*seeds)]
-            rows.append([sort.BANDS[band], pe, *(percent(mean, 0) for mean in means)])
+            rows.append([f"starts {band}", pe, *(percent(mean, 0) for mean in means)])
     return table(["training", "encoding", *sort.BAND_STARTS], rows)
 
 
