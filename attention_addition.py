@@ -2,8 +2,8 @@
 
 An encoder reads a problem such as `347+159` one character at a time. A decoder generates the sum `0506` one digit at a
 time. Nobody tells them what a digit is worth or what a carry is. The model learns from 10,000 problems. Then it is tested
-on all 810,000 that exist (2% of them were in training, in one order or the other). Then we look inside: which tokens does each head attend to, which
-heads can be removed, and which heads move the carry?
+on all 810,000 that exist (2% of them were in training, in one order or the other). Then we look inside: which tokens
+does each head attend to, which heads can be removed, and which heads move the carry?
 
   python attention_addition.py 347+159 999+999           ask the trained model, two seconds
   python attention_addition.py                           data, training, analysis: about a minute
@@ -34,7 +34,8 @@ import torch.nn.functional as F
 # 1. The task and its tokens
 #
 # Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer (often called BOS). A problem of two
-# n-digit numbers has 2n + 1 source tokens. Its target has n + 1 digits, the most significant first, so it may begin with 0:
+# n-digit numbers has 2n + 1 source tokens. Its target has n + 1 digits, the most significant first, so it may begin
+# with 0:
 #
 #     347+159   source 3 4 7 + 1 5 9    target 0 5 0 6
 #
@@ -83,10 +84,11 @@ def carries(problems, num_digits):
 #     {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}
 #
 # The hard cases of addition are rare in random problems. If a column sums to nine, it passes on the carry that arrives:
-# 347+652 is 0999, but 348+652 is 1000. Such a carry through several columns is called a cascade. So in half of the draws
-# for training (--cascades) most columns are changed to sum to nine or ten. Validation and test problems stay random.
-# Found: after 2,000 steps 18 of 20 trainings had no error with cascades, and 9 of 20 without. After 3,000 steps, the default,
-# all five model seeds of data seed 641 have none with or without.
+# 347+652 is 0999, but 348+652 is 1000. Such a carry through several columns is called a cascade. So in half of the
+# draws for training (--cascades) most columns are changed to sum to nine or ten. Validation and test problems stay
+# random.
+# Found: after 2,000 steps 18 of 20 trainings had no error with cascades, and 9 of 20 without. After 3,000 steps, the
+# default, all five model seeds of data seed 641 have none with or without.
 
 SPLITS = ("train", "val", "test")
 
@@ -263,13 +265,13 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # nn.Linear draws small weights, with which every head attends nearly evenly at first. Doubled weights of q and k
-        # let the heads differ from the start.
+        # nn.Linear draws small weights, with which every head attends nearly evenly at first. Doubled weights of q and
+        # k let the heads differ from the start.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
-        # PyTorch can call a function of ours (a hook) on the output of any module. nn.Identity returns its input: it makes
-        # a module of a point in the computation, where section 7 can record or replace the tensor.
+        # PyTorch can call a function of ours (a hook) on the output of any module. nn.Identity returns its input: it
+        # makes a module of a point in the computation, where section 7 can record or replace the tensor.
         self.weights = nn.Identity()  # (B, n_head, T, S)
         self.heads = nn.Identity()    # (B, n_head, T, d_head), the head outputs
 
@@ -296,10 +298,10 @@ class MultiHeadAttention(nn.Module):
 # token alone. Every sublayer adds its result to the hidden state x (a residual connection), so it only has to learn a
 # change. The running sum x is called the residual stream.
 #
-# Each sublayer reads a normalised copy of x (pre-norm). The original transformer normalises the sum instead (post-norm).
-# There the gradient must pass every later LayerNorm on its way back to an early layer. With pre-norm it has a path of
-# plain additions, which makes training more stable (Xiong et al. 2020). But the sum grows from sublayer to sublayer, so a
-# final norm is needed before the logits.
+# Each sublayer reads a normalised copy of x (pre-norm). The original transformer normalises the sum instead
+# (post-norm). There the gradient must pass every later LayerNorm on its way back to an early layer. With pre-norm it
+# has a path of plain additions, which makes training more stable (Xiong et al. 2020). But the sum grows from sublayer
+# to sublayer, so a final norm is needed before the logits.
 
 
 def feed_forward(d_model, d_ff):
@@ -401,10 +403,11 @@ class Adder(nn.Module):
 # 5. Decoding and scoring
 #
 # An answer counts as right only if all of its digits are (exact match), by greedy decoding: the model reads the digits
-# that it has generated itself, not the correct ones (teacher forcing). Accuracy per digit is higher with teacher forcing,
-# which corrects each mistake before the next digit. Exact match is the same for both. If each correct digit is the most
-# likely one after the correct digits before it, greedy decoding generates the first digit, hence the second, and so on.
-# If one is not, greedy decoding is wrong there or earlier. So one teacher-forced pass tells whether an answer is right.
+# that it has generated itself, not the correct ones (teacher forcing). Accuracy per digit is higher with teacher
+# forcing, which corrects each mistake before the next digit. Exact match is the same for both. If each correct digit is
+# the most likely one after the correct digits before it, greedy decoding generates the first digit, hence the second,
+# and so on. If one is not, greedy decoding is wrong there or earlier. So one teacher-forced pass tells whether an
+# answer is right.
 
 
 def tokens_of(model, problems):
@@ -641,13 +644,13 @@ def score(model, problems, without=(), values=None):
 # 7a. Where does each head attend to?
 #
 # In the encoder the queries are the tokens of the problem. In the decoder a query is labelled by the digit that it
-# predicts. Hypothesis: the carry into a column comes from the column to its right, so from there some head attends to it.
-# Weights of 1/2 and 1/2 give the mean of two values, which is all that a sum needs. Attention weights show where a head
-# reads. They do not show that the model needs it; 7b to 7d test that.
-# Verdict: supported. In our model cross.L0.H2 attends from the hundreds to the tens (0.86 of its weight) and from the tens
-# to the units (0.89); a cross-attention head does so in all five model seeds. One encoder head attends to the other digit
-# of the same column (0.92 and more, in all five). After it each digit token can know the sum of its column, which
-# explains why cross-attention often reads only one of the two digits (example_347+159.png).
+# predicts. Hypothesis: the carry into a column comes from the column to its right, so from there some head attends to
+# it. Weights of 1/2 and 1/2 give the mean of two values, which is all that a sum needs. Attention weights show where a
+# head reads. They do not show that the model needs it; 7b to 7d test that.
+# Verdict: supported. In our model cross.L0.H2 attends from the hundreds to the tens (0.86 of its weight) and from the
+# tens to the units (0.89); a cross-attention head does so in all five model seeds. One encoder head attends to the
+# other digit of the same column (0.92 and more, in all five). After it each digit token can know the sum of its column,
+# which explains why cross-attention often reads only one of the two digits (example_347+159.png).
 
 
 def token_names(num_digits):
@@ -703,10 +706,11 @@ def draw_example(model, a, b, comment, out):
 # 7b. How important is each head?
 #
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zero ablation replaces it by zeros, mean
-# ablation by its mean over the validation problems. Mean ablation keeps the part of the output that is the same for every
-# problem (it acts like a bias) and removes the part that depends on the problem.
-# Found: without enc.L0.H2, which pairs the digits of a column, nearly everything is wrong (99.8 points lost). cross.L0.H2
-# costs 49, enc.L0.H0 16. Seven of the twelve heads cost at most one point, among them all of the decoder self-attention.
+# ablation by its mean over the validation problems. Mean ablation keeps the part of the output that is the same for
+# every problem (it acts like a bias) and removes the part that depends on the problem.
+# Found: without enc.L0.H2, which pairs the digits of a column, nearly everything is wrong (99.8 points lost).
+# cross.L0.H2 costs 49, enc.L0.H0 16. Seven of the twelve heads cost at most one point, among them all of the decoder
+# self-attention.
 
 
 def ablate(model, val, test):
@@ -842,14 +846,16 @@ def show_pruning(table, path):
 #     units to hundreds    142+256=398    142+259=401    the tens sum to nine and pass the carry on
 #
 # Run the model on one of them (the clean run), and replace the outputs of some heads by those from the other problem
-# (the corrupted run). Does the digit flip to that of the other problem? If it always does, these heads are sufficient to
-# move the carry. The decoder reads the correct digits above this one. They are the same in both problems, because the
-# carry ends in this column, which therefore must not sum to nine.
+# (the corrupted run). Does the digit flip to that of the other problem? If it always does, these heads are sufficient
+# to move the carry. The decoder reads the correct digits above this one. They are the same in both problems, because
+# the carry ends in this column, which therefore must not sum to nine.
 #
 # Some rates are known beforehand. All cross-attention heads together must flip every digit, for the decoder knows the
-# problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen only the digits above.
+# problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen only the digits
+# above.
 # Hypothesis: few heads move the carry. So in each stage (enc, dec, cross) we patch more and more heads, the strongest
-# first, until 90% of the digits flip. Then we patch all the others instead: if few digits flip, the set is also necessary.
+# first, until 90% of the digits flip. Then we patch all the others instead: if few digits flip, the set is also
+# necessary.
 # Verdict: supported. In our model cross.L0.H2 alone flips every digit that receives a carry out of the units. It is the
 # head that attends to the next lower column (7a). The encoder's pairing head, enc.L0.H2, flips 75% of them. The other
 # carries need two cross-attention heads; in five model seeds no route needs more than three.
@@ -962,12 +968,13 @@ def show_carry(table, path):
 
 # 7e. At which tokens does the encoder's output encode a carry?
 #
-# Hypothesis: the encoder works out the carries, at certain tokens. A linear probe reads them there: a least-squares fit from
-# the encoder's output at one token to "does this column carry?", fitted on half of the problems and scored on the other
-# half. Control: the same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for a token
-# where the trained encoder is no better. A probe shows what could be read; whether the model reads it is tested in 7d.
-# Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 0.97 and 0.99 at a
-# digit of their own column. The untrained encoder reaches 0.85, 0.83 and 0.86 there, and at best 0.89 anywhere.
+# Hypothesis: the encoder works out the carries, at certain tokens. A linear probe reads them there: a least-squares fit
+# from the encoder's output at one token to "does this column carry?", fitted on half of the problems and scored on the
+# other half. Control: the same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for
+# a token where the trained encoder is no better. A probe shows what could be read; whether the model reads it is tested
+# in 7d.
+# Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 0.97 and 0.99
+# at a digit of their own column. The untrained encoder reaches 0.85, 0.83 and 0.86 there, and at best 0.89 anywhere.
 
 
 @torch.inference_mode()
@@ -1083,7 +1090,8 @@ def infer(args, model):
             for text in texts:
                 problems.append(parse_problem(text, model.num_digits, args.leading_zeros))
         finally:  # what comes before a wrong line is answered
-            for (a, b), answer in zip(problems, solve(model, problems) if problems else []):
+            answers = solve(model, problems) if problems else []
+            for (a, b), answer in zip(problems, answers):
                 print(f"{a}+{b}={answer}", flush=True)
                 n_right += a + b == answer
                 n_asked += 1
@@ -1095,10 +1103,10 @@ def command_line():
     number = common.number
     title, _, examples, *_ = __doc__.split("\n\n")
     parser = common.ArgumentParser(description=title, epilog=f"examples:\n{examples}")
-    parser.add_argument("questions", nargs="*", metavar="problem", help="problems such as 347+159, a file with one per line, or - for standard "
-                                                    "input; without --mode they are answered")
+    parser.add_argument("questions", nargs="*", metavar="problem", help="problems such as 347+159, a file with one per "
+                        "line, or - for standard input; without --mode they are answered")
     parser.add_argument("--mode", choices=["all", "gendata", "train", "analyze", "infer"],
-                        help="what to do; all is gendata, train and analyze (default: all, or infer if there are problems)")
+                        help="what to do; all is data, train and analyze (default: all, or infer if there are problems)")
     data = parser.add_argument_group("data")
     data.add_argument("--num-digits", type=number(int, 1, 15), default=3, help="digits of each number")
     data.add_argument("--leading-zeros", action="store_true", help="numbers from 0, not only those of full length")

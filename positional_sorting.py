@@ -36,15 +36,15 @@ import torch.nn.functional as F
 #
 #     {"sequence": [3, 15, 27], "is_sorted": 1, "length": 3, "kind": "sorted"}
 #
-# A list is sorted if no number is smaller than the one before it. What the model learns depends on which unsorted lists it
-# sees. One that has only seen shuffled lists misses most single swaps (--kinds shuffled). So there are five kinds.
+# A list is sorted if no number is smaller than the one before it. What the model learns depends on which unsorted lists
+# it sees. One that has only seen shuffled lists misses most single swaps (--kinds shuffled). So there are five kinds.
 #
-# The answer must depend on the order only. So lists come in pairs, a sorted one and an unsorted one of the same numbers.
-# A model that sees which numbers there are, but not their order, is right on exactly one of the two.
+# The answer must depend on the order only. So lists come in pairs, a sorted one and an unsorted one of the same
+# numbers. A model that sees which numbers there are, but not their order, is right on exactly one of the two.
 #
-# In a sorted list of 256 numbers from 0 to 99, nearly all neighbours are equal or one apart; in a list of 8 few are. Then
-# long lists would be hard for a second reason, neighbours closer than any in training, and we would blame the encoding.
-# So half of the lists take their numbers from a narrow window, where short lists have close neighbours too.
+# In a sorted list of 256 numbers from 0 to 99, nearly all neighbours are equal or one apart; in a list of 8 few are.
+# Then long lists would be hard for a second reason, neighbours closer than any in training, and we would blame the
+# encoding. So half of the lists take their numbers from a narrow window, where short lists have close neighbours too.
 
 N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
 PAD = 100        # fills up short lists
@@ -179,12 +179,12 @@ def load_data(args, names):
 # 2. Six positional encodings
 #
 # Attention gives each token a weighted mean of the values v of all tokens, with weights softmax(q k^T / sqrt(d_head)).
-# Without a mask, nothing in this depends on the order: permute the tokens, and the outputs are permuted in the same way.
-# Pool them, and the order is gone. A causal mask is itself a source of order: the first number attends to one number,
-# the second to two, and so on, so even a model without encoding can tell orders apart (Kazemnejad et al. 2023).
+# Without a mask, nothing in this depends on the order: permute the tokens, and the outputs are permuted in the same
+# way. Pool them, and the order is gone. A causal mask is itself a source of order: the first number attends to one
+# number, the second to two, and so on, so even a model without encoding can tell orders apart (Kazemnejad et al. 2023).
 #
-# An encoding can enter at three points, one method each. To write your own, add a class here; it then works in every mode
-# and figure.
+# An encoding can enter at three points, one method each. To write your own, add a class here; it then works in every
+# mode and figure.
 
 
 class Encoding(nn.Module):
@@ -251,7 +251,8 @@ class Learned(Encoding):
 
     def __init__(self, config):
         super().__init__(config)
-        self.table = nn.Parameter(torch.randn(config["max_len"], config["d_model"]) / math.sqrt(2))  # mean square 1/2, as sinusoids
+        # mean square 1/2, as sinusoids have
+        self.table = nn.Parameter(torch.randn(config["max_len"], config["d_model"]) / math.sqrt(2))  # (max_len, C)
 
     def embed(self, h, position, present):
         return h + self.table[position]
@@ -330,9 +331,10 @@ def encodings():
 # ------------------------------------------------------------------------------------------------
 # 3. Attention and the model
 #
-# Without a mask every number attends to all numbers. With a causal mask it attends to itself and to earlier ones. At the
-# end the hidden states of all numbers are pooled into one vector. Mean pooling would dilute one misplaced number among
-# 256. Max pooling, the largest value of each channel, does not: one hidden state can decide, however long the list.
+# Without a mask every number attends to all numbers. With a causal mask it attends to itself and to earlier ones. At
+# the end the hidden states of all numbers are pooled into one vector. Mean pooling would dilute one misplaced number
+# among 256. Max pooling, the largest value of each channel, does not: one hidden state can decide, however long the
+# list.
 
 
 class MultiHeadAttention(nn.Module):
@@ -463,8 +465,8 @@ def accuracy_of(model, data, start=0, window=None):
 # ------------------------------------------------------------------------------------------------
 # 5. Training
 #
-# Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a random
-# amount each time a list is used, so that the model sees more pairs of numbers.
+# Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a
+# random amount each time a list is used, so that the model sees more pairs of numbers.
 
 SCRIPT = "positional_sorting.py"
 ALL_STARTS = "0-240"  # with 16 numbers, a list that starts at 240 ends at position 255
@@ -616,9 +618,9 @@ def solve(model, lists):
 #      that all positions up to 255 occur in training although no list is longer than 16. Random starts change nothing for
 #      encodings without absolute positions, so those are not trained again.
 #
-# Found (five model seeds, accuracy at 32 and 256): without a mask sinusoidal 51 and 50%, learned 50 and 50%. With a causal
-# mask sinusoidal 86 and 50%, learned 50 and 50%, RoPE 87 and 51%, randomized 98 and 83%, none 100 and 93%, ALiBi 100 and
-# 100%. With random starts sinusoidal 99 and 89%, learned 90 and 77% (92% on lists as short as in training).
+# Found (five model seeds, accuracy at 32 and 256): without a mask sinusoidal 51 and 50%, learned 50 and 50%. With a
+# causal mask sinusoidal 86 and 50%, learned 50 and 50%, RoPE 87 and 51%, randomized 98 and 83%, none 100 and 93%, ALiBi
+# 100 and 100%. With random starts sinusoidal 99 and 89%, learned 90 and 77% (92% on lists as short as in training).
 
 
 def test_lengths(args, model, data):
@@ -740,9 +742,9 @@ def models_of(args, pe, causal=True, random_start=None):
 
 # 7a. What does training leave in the table of a learned encoding?
 #
-# Rows beyond position 15 have a gradient of 0, so only weight decay changes them: it shrinks them without turning them. At
-# position 16 the model therefore adds a random vector that it has never seen. The check: the cosine of the trained and
-# the initial row is 1.0000 from position 16 on, and at most 0.99 before.
+# Rows beyond position 15 have a gradient of 0, so only weight decay changes them: it shrinks them without turning them.
+# At position 16 the model therefore adds a random vector that it has never seen. The check: the cosine of the trained
+# and the initial row is 1.0000 from position 16 on, and at most 0.99 before.
 
 
 def show_table(model, path):
@@ -754,7 +756,8 @@ def show_table(model, path):
     shown = 3 * LENGTHS[-1]
     rows = F.normalize(table[:shown], dim=1)
     ticks = range(0, shown, 8)
-    with common.figure(path, (14, 4.4), columns=3, title="The learned encoding: training turns the rows of positions 0 to 15 only") as ((left, middle, right),):
+    title = "The learned encoding: training turns the rows of positions 0 to 15 only"
+    with common.figure(path, (14, 4.4), columns=3, title=title) as ((left, middle, right),):
         for axis, grid, colours, limit, label in ((left, table[:shown], "RdBu", 2, "value"),
                                                   (middle, rows @ rows.T, "RdBu", 1, "cosine")):
             image = axis.imshow(grid, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
@@ -773,13 +776,13 @@ def show_table(model, path):
 
 # 7b. Is it the unseen positions, or the unseen length?
 #
-# A list of 256 has three things that no training list has: late positions, keys at great distances, and more chances for
-# one false alarm. Lists of 16 that start at position 240 have late positions only. Lists of 256 in which each number
-# attends to the last 16 only (a sliding window) have no distant keys.
-# Hypothesis 1: absolute encodings fail at late positions, whatever the length. Refuted if short lists that start late are
-# right. Hypothesis 2: relative encodings fail at unseen distances. Refuted if the window does not help them.
-# Verdict: both supported. Lists of 16 that start at 240: learned 50%, sinusoidal 74%; with random starts 91 and 100%. RoPE is
-# at 51% on lists of 256, and at 100.0% with the window. No encoding: 93 and 99.6%. ALiBi needs no window.
+# A list of 256 has three things that no training list has: late positions, keys at great distances, and more chances
+# for one false alarm. Lists of 16 that start at position 240 have late positions only. Lists of 256 in which each
+# number attends to the last 16 only (a sliding window) have no distant keys.
+# Hypothesis 1: absolute encodings fail at late positions, whatever the length. Refuted if short lists that start late
+# are right. Hypothesis 2: relative encodings fail at unseen distances. Refuted if the window does not help them.
+# Verdict: both supported. Lists of 16 that start at 240: learned 50%, sinusoidal 74%; with random starts 91 and 100%.
+# RoPE is at 51% on lists of 256, and at 100.0% with the window. No encoding: 93 and 99.6%. ALiBi needs no window.
 
 STARTS = (0, 16, 32, 64, 128, 240)
 WINDOW = LENGTHS[-1]
@@ -812,7 +815,8 @@ def show_positions(found, longest, path):
         bars = {}
         for key, label in (("full", "attention to all earlier numbers"), ("window", f"to the last {WINDOW} only")):
             bars[label] = [100 * sum(table[key]) / len(table[key]) for table in found.values()]
-        common.bars(right, [name.replace("-causal", "").replace("-random-start", "\nrandom start") for name in found], bars)
+        names = [name.replace("-causal", "").replace("-random-start", "\nrandom start") for name in found]
+        common.bars(right, names, bars)
         right.tick_params(axis="x", labelsize=7.5)
         right.set(title=f"Great distances: lists of {longest} numbers", ylabel="balanced accuracy (%)", ylim=(44, 113))
     for name, table in found.items():
@@ -823,12 +827,14 @@ def show_positions(found, longest, path):
 
 # 7c. Does what is learned at some positions hold at others?
 #
-# Hypothesis: what a sinusoid learns at some positions holds at others, for all positions share the same few waves. What a
-# table learns holds in its row only. So we train with random starts that avoid a band of positions, and test lists of 16
-# that start before, inside and after it. Refuted if the accuracy of learned does not fall inside, or if that of sinusoidal
-# does. Interpolation (a band inside the training range) should be easier than extrapolation (beyond it), so we test both.
-# Verdict: supported for interpolation. Inside the band learned falls from 93 to 50%, sinusoidal from 100 to 93% (one seed of
-# five to 71%). Beyond the last training position sinusoidal fades: 92% at 124, 64% at 160, 60% at 240; learned is at 50%.
+# Hypothesis: what a sinusoid learns at some positions holds at others, for all positions share the same few waves. What
+# a table learns holds in its row only. So we train with random starts that avoid a band of positions, and test lists of
+# 16 that start before, inside and after it. Refuted if the accuracy of learned does not fall inside, or if that of
+# sinusoidal does. Interpolation (a band inside the training range) should be easier than extrapolation (beyond it), so
+# we test both.
+# Verdict: supported for interpolation. Inside the band learned falls from 93 to 50%, sinusoidal from 100 to 93% (one
+# seed of five to 71%). Beyond the last training position sinusoidal fades: 92% at 124, 64% at 160, 60% at 240; learned
+# is at 50%.
 
 BANDS = {"0-84,140-240": "no training list touches positions 100 to 139",
          "0-105": "no training list goes beyond position 120"}
@@ -855,18 +861,18 @@ def show_bands(found, path):
 
 # 7d. What has the encoding that works learned?
 #
-# Without a mask ALiBi cannot tell a list from its mirror image: its bias depends on |i - j|, so both get the same hidden
-# states in mirrored order, and after pooling the same answer. It cannot be right on both a sorted list and its reverse.
-# (Measured: of the reversed lists of 16, 1.5% are called unsorted.)
+# Without a mask ALiBi cannot tell a list from its mirror image: its bias depends on |i - j|, so both get the same
+# hidden states in mirrored order, and after pooling the same answer. It cannot be right on both a sorted list and its
+# reverse. (Measured: of the reversed lists of 16, 1.5% are called unsorted.)
 #
-# Hypothesis, with the causal mask: (1) A head attends to the previous number if that is larger, else to the number itself.
-# In 3 5 9 7 it attends from 7 to 9, and from 9 to 9. (2) The hidden state of the 7 then says "unsorted". (3) Max pooling
-# passes it on. Take lists with two neighbours swapped, and the same lists sorted. Refuted if no head attends to the previous
-# number at the second swapped number only; and, by activation patching, if its hidden state in the sorted list does not
-# make the answer "unsorted".
-# Verdict: supported in five model seeds. At length 256 a head gives 0.69 to 0.78 of its weight to the previous number, and
-# 0.04 or less in the sorted list. That one hidden state turns the answer in 100% of the lists; all the others without it
-# turn none.
+# Hypothesis, with the causal mask: (1) A head attends to the previous number if that is larger, else to the number
+# itself. In 3 5 9 7 it attends from 7 to 9, and from 9 to 9. (2) The hidden state of the 7 then says "unsorted". (3)
+# Max pooling passes it on. Take lists with two neighbours swapped, and the same lists sorted. Refuted if no head
+# attends to the previous number at the second swapped number only; and, by activation patching, if its hidden state in
+# the sorted list does not make the answer "unsorted".
+# Verdict: supported in five model seeds. At length 256 a head gives 0.69 to 0.78 of its weight to the previous number,
+# and 0.04 or less in the sorted list. That one hidden state turns the answer in 100% of the lists; all the others
+# without it turn none.
 
 
 def inspect_swaps(model, data):
@@ -924,7 +930,8 @@ def show_algorithm(model, found, path):
     numbers = [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
     weights = {head: w[0] for head, w in attention_of(model, [numbers]).items() if head.startswith("L0")}
     pairs, wrong = wrong_pairs(model)
-    with common.figure(path, (13.5, 8), 2, 3, title="ALiBi with a causal mask, on a list in which 58 and 52 are swapped") as axes:
+    title = "ALiBi with a causal mask, on a list in which 58 and 52 are swapped"
+    with common.figure(path, (13.5, 8), 2, 3, title=title) as axes:
         for axis, (head, grid), slope in zip(axes[:, :2].flat, weights.items(), model.encoding.slopes):
             common.heatmap(axis, grid, numbers, numbers)
             axis.set(title=f"{head}, slope {slope:g}", xlabel="key", ylabel="query")
@@ -1018,7 +1025,8 @@ def infer(args, model):
             for text in texts:
                 lists.append(parse_list(text, model))
         finally:  # what comes before a wrong line is answered
-            for probability, numbers in zip(logits_of(model, pad(lists)).double().sigmoid().tolist() if lists else [], lists):
+            probabilities = logits_of(model, pad(lists)).double().sigmoid().tolist() if lists else []
+            for probability, numbers in zip(probabilities, lists):
                 answer = "sorted" if probability > 0.5 else "unsorted"
                 print(f"{answer} {max(probability, 1 - probability):.3f}", flush=True)
                 n_right += (probability > 0.5) == is_sorted(numbers)
