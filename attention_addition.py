@@ -281,6 +281,7 @@ class MultiHeadAttention(nn.Module):
         return x.view(B, tokens, self.n_head, C // self.n_head).transpose(1, 2)
 
     def forward(self, x, memory, mask=None):
+        """x (B, T, C), memory (B, S, C) -> (B, T, C)."""
         B, T, C = x.shape
         q = self.split_heads(self.query(x))                           # (B, n_head, T, d_head)
         k = self.split_heads(self.key(memory))                        # (B, n_head, S, d_head)

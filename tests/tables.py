@@ -152,44 +152,34 @@ def results():
 
 
 def entry_of(pe, setting):
-    """The results of an encoding in a setting; random starts change nothing without absolute positions."""
-    if not sort.encodings()[pe].absolute:
-        setting = setting.replace("-random-start", "")
+    """The results of an encoding in a setting."""
     return results()[pe + setting]
 
 
-def sorting():
+def setting_rows(cells_of):
+    """A row per setting and encoding: their names, and what cells_of(entry of the results) returns."""
     rows = []
     for setting, name in SETTINGS.items():
         for pe, encoding in sort.encodings().items():
-            if setting.endswith("random-start") and not encoding.absolute:
-                continue  # the same as with the causal mask alone
-            lengths = entry_of(pe, setting)["lengths"]
-            rows.append([name, encoding.label, *(percent(row["mean"]) for row in lengths.values())])
-    return table(["setting", "encoding", *lengths], rows)
+            if encoding.absolute or not setting.endswith("random-start"):  # else the same as with the mask alone
+                rows.append([name, encoding.label, *cells_of(entry_of(pe, setting)["lengths"])])
+    return rows
+
+
+def sorting():
+    rows = setting_rows(lambda lengths: [percent(row["mean"]) for row in lengths.values()])
+    return table(["setting", "encoding", *entry_of("none", "")["lengths"]], rows)
 
 
 def extrapolation():
-    rows = []
-    for setting, name in SETTINGS.items():
-        for pe, encoding in sort.encodings().items():
-            if setting.endswith("random-start") and not encoding.absolute:
-                continue
-            lengths = entry_of(pe, setting)["lengths"]
-            cells = [f"{percent(row['mean'])} ± {percent(row['std'])}" for row in lengths.values()]
-            rows.append([name, encoding.label, *cells])
-    return table(["setting", "encoding", *lengths], rows)
+    rows = setting_rows(lambda lengths: [f"{percent(row['mean'])} ± {percent(row['std'])}" for row in lengths.values()])
+    return table(["setting", "encoding", *entry_of("none", "")["lengths"]], rows)
 
 
 def kinds():
-    rows = []
-    for setting, name in SETTINGS.items():
-        for pe, encoding in sort.encodings().items():
-            if setting.endswith("random-start") and not encoding.absolute:
-                continue
-            recall = entry_of(pe, setting)["lengths"]["256"]["recall"]
-            rows.append([name, encoding.label, *(percent(share["mean"], 0) for share in recall.values())])
-    return table(["setting", "encoding", *(kind.replace("_", " ") for kind in recall)], rows)
+    rows = setting_rows(lambda lengths: [percent(x["mean"], 0) for x in lengths["256"]["recall"].values()])
+    names = [kind.replace("_", " ") for kind in entry_of("none", "")["lengths"]["256"]["recall"]]
+    return table(["setting", "encoding", *names], rows)
 
 
 def spread(values):
