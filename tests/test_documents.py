@@ -58,7 +58,8 @@ class Documents(unittest.TestCase):
         count = 0
         for command, shown in re.findall(r"\$ python ([^\n]+)\n((?:[^$\n][^\n]*\n)+)", session):
             script, *arguments = shlex.split(command)
-            result = run(script, *arguments, "--data-dir", "does-not-exist")
+            places = ["--data-dir", "does-not-exist", "--out-dir", "does-not-exist"]
+            result = run(script, *arguments, *places)
             printed = result.stderr.decode() + result.stdout.decode()
             for line in shown.splitlines():
                 self.assertIn(line, printed.splitlines())
