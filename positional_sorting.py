@@ -669,7 +669,7 @@ def extrapolate(args):
             tables.append(test_lengths(args, obtain_model(args, config), data))
         results[setting_of(config)] = {
             "pe": pe, "causal": args.causal, "random_start": config["random_start"], "seeds": seeds,
-            "data": data_settings(args), "lengths": summarize(tables)}
+            "data": data_settings(args), "own_data": args.own_data, "lengths": summarize(tables)}
         common.write_json(path, results)
         print(f"{setting_of(config):<32}" + ", ".join(
             f"{length}: {100 * row['mean']:.1f} +- {100 * row['std']:.1f}%"
@@ -677,6 +677,11 @@ def extrapolate(args):
     show_extrapolation(results, args, out)
     if args.lengths:
         show_kinds(results, args, out)
+
+
+def same_data(entry, args):
+    """Whether an entry of the results was measured on the data that the flags name."""
+    return entry["data"] == data_settings(args) and entry.get("own_data") == args.own_data
 
 
 def show_extrapolation(results, args, out):
@@ -688,11 +693,13 @@ def show_extrapolation(results, args, out):
             encoding = encodings().get(entry["pe"])
             # Random starts change nothing without absolute positions: the third panel repeats the second.
             fits = entry["random_start"] == (random_start if encoding and encoding.absolute else None)
-            if encoding and entry["causal"] == causal and fits and entry["data"] == data_settings(args):
+            if encoding and entry["causal"] == causal and fits and same_data(entry, args):
                 lines[encoding] = entry
         if any(entry["random_start"] == random_start for entry in lines.values()):
             panels[settings_text(causal, random_start)] = lines
-    with common.figure(out / "extrapolation_curves.png", (3.5 + 4 * len(panels), 4.8), columns=max(1, len(panels)),
+    if not panels:  # only random starts of the user's own choice
+        return
+    with common.figure(out / "extrapolation_curves.png", (3.5 + 4 * len(panels), 4.8), columns=len(panels),
                        sharey=True, title="Is the list sorted? Trained on 8 to 16 numbers (grey), tested on up to "
                        f"{args.lengths[-1]}") as (axes,):
         for axis, (title, lines) in zip(axes, panels.items()):
@@ -712,7 +719,7 @@ def show_extrapolation(results, args, out):
 def show_kinds(results, args, out):
     """Draw the recall of every kind at the greatest length."""
     length = str(args.lengths[-1])
-    rows = [name for name, entry in results.items() if entry["data"] == data_settings(args)]
+    rows = [name for name, entry in results.items() if same_data(entry, args)]
     grid = []
     for name in rows:
         recall = results[name]["lengths"][length]["recall"]
@@ -951,6 +958,9 @@ def analyze(args):
     """--mode analyze: the experiments 7a to 7d, over the model seeds that the flags name."""
     out = common.folder(args.out_dir, "sorting", "analysis")
     data = load_data(args, [f"extrapolation/{length}" for length in args.lengths])
+    if args.own_data:
+        log("analyze: left out for data of your own; it needs lists in pairs, as --mode gendata makes them")
+        return
     longest = args.lengths[-1]
     found = {"seeds": list(range(args.model_seed, args.model_seed + args.model_seeds))}
     learned = models_of(args, "learned", causal=False)
@@ -1050,7 +1060,7 @@ def names_from(known):
 def ranges(text):
     """An argparse type: ranges of positions such as 0-84,140-240."""
     try:
-        if len(starts_of(text)) > 1 and int(starts_of(text).max()) < 10**6:
+        if re.fullmatch(r"[0-9]{1,5}-[0-9]{1,5}(,[0-9]{1,5}-[0-9]{1,5})*", text) and len(starts_of(text)) > 1:
             return text
     except ValueError:
         pass
@@ -1118,7 +1128,12 @@ def check_flags(args):
                             f"--{name.replace('_', '-')} {getattr(args, name) + 1}")
     longest = max(args.lengths) if args.mode in ("all", "extrapolate", "analyze") else LENGTHS[-1]
     longest = max(longest, int(starts_of(args.random_start).max()) + LENGTHS[-1])
-    if longest > args.max_len and any(encodings()[pe].limited for pe in args.pe):
+    analyzed = args.mode in ("all", "analyze")  # whatever --pe says
+    if analyzed and LENGTHS[-1] not in args.lengths:
+        raise UserError("--mode analyze tests lists of 16 numbers; type --lengths 16 and others")
+    if analyzed:
+        longest = max(longest, STARTS[-1] + LENGTHS[-1])
+    if longest > args.max_len and (analyzed or any(encodings()[pe].limited for pe in args.pe)):
         raise UserError(f"--max-len {args.max_len} is less than the {longest} positions that are needed; "
                         f"type --max-len {longest}")
 
