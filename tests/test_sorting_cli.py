@@ -189,6 +189,8 @@ class CommandLine(CommandLineCase):
             ("--n-val", "3"): "--n-val must be even.* 4",
             ("--mode", "train", "--random-start", "0-500"): "--max-len 512 is less .* type --max-len 516",
             ("--mode", "extrapolate", "--pe", "learned", "--max-len", "16"): "type --max-len 32",
+            ("--mode", "analyze", "--lengths", "32"): "type --lengths 16",
+            ("--mode", "analyze", "--pe", "alibi", "--max-len", "64"): "type --max-len 256",
             ("--mode", "train", "3 4"): "--mode train takes no lists",
             ("--mode", "infer"): "--mode infer needs lists",
             ("--pe", "alibi,none", "3 4"): "type one --pe",
