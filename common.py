@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,8 +39,6 @@ def report_interruption(kind, error, trace):
 sys.excepthook = report_interruption
 
 import torch  # noqa: E402
-
-warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 says so of its own torch.load
 
 # ------------------------------------------------------------------------------------------------
 # Errors: whatever a user can cause ends in one sentence and exit code 2, never in a traceback
@@ -123,7 +120,7 @@ def write_json(path, value):
         temporary.write_bytes((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def parse_json(text, place=None):
+def parse_json(text, place):
     """Return the value of a JSON text; UserError names its place if it is no JSON, or holds NaN, which JSON lacks."""
     def refuse(constant):
         raise ValueError(constant)
@@ -131,12 +128,7 @@ def parse_json(text, place=None):
     try:
         return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=refuse)
     except (ValueError, RecursionError):
-        raise UserError(f"{place or str(text)[:60]} is not JSON; mend it or remove it") from None
-
-
-def read_json(path, default):
-    """Return the JSON value in a file, or `default` if there is no such file."""
-    return parse_json(path.read_bytes(), path) if path.exists() else default
+        raise UserError(f"{place} is not JSON; mend it or remove it") from None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -164,10 +156,17 @@ def data_files(folder):
 def made_with(folder):
     """Return the settings that a data set was made with; None if it is the user's own, or if there is none."""
     try:
-        made = json.loads((Path(folder) / "settings.json").read_bytes().decode())
+        made = json.loads(Path(folder, "settings.json").read_bytes().decode())
         return made["settings"] if made["files"] == data_files(folder) else None
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
+
+
+def own_data(folder):
+    """A name for a data set that is the user's own; None if it was made here, or if there is none."""
+    if not has_data(folder) or made_with(folder) is not None:
+        return None
+    return hashlib.sha256(json.dumps(data_files(folder)).encode()).hexdigest()[:16]
 
 
 def write_data(folder, records, settings):
@@ -194,13 +193,6 @@ def write_data(folder, records, settings):
     log(f"data: wrote {folder} with seed {settings['seed']}: {sizes}")
 
 
-def own_name(folder):
-    """A name for a data set that is the user's own; None if it was made here, or if there is none."""
-    if not has_data(folder) or made_with(folder) is not None:
-        return None
-    return hashlib.sha256(json.dumps(data_files(folder)).encode()).hexdigest()[:16]
-
-
 def check_settings(folder, wanted):
     """UserError if the data were made with other settings than `wanted`. Data of the user's own are used as they are."""
     found = made_with(folder)
@@ -211,33 +203,8 @@ def check_settings(folder, wanted):
                         f"another --data-dir, or replace it: type --mode gendata with the flags you want")
 
 
-def read_records(path):
-    """Return [(place, record), ...] of <path>.jsonl, or else of the JSON array in <path>.json.
-
-    The place is for messages: "data/addition/val.jsonl, line 7". UserError if there is neither file or one is no JSON.
-    """
-    lines, array = Path(f"{path}.jsonl"), Path(f"{path}.json")
-    if not lines.exists() and not array.exists():
-        raise UserError(f"{lines} is missing; put it there, choose another --data-dir, or remove {lines.parent} "
-                        f"to have all data made anew")
-    records = []
-    if lines.exists():
-        for number, line in enumerate(lines.read_bytes().splitlines(), start=1):
-            place = f"{lines}, line {number}"
-            records.append((place, parse_json(line, place)))
-    else:
-        found = parse_json(array.read_bytes(), array)
-        for index, record in enumerate(found if isinstance(found, list) else [found]):
-            records.append((f"{array}, index {index}", record))
-    if not records:
-        raise UserError(f"{lines if lines.exists() else array} holds no record; add some or choose another --data-dir")
-    return records
-
-
 def difference(found, wanted):
     """Name the settings in which two dictionaries differ: "seed 1 (wanted 641), num_digits 2 (wanted 3)"."""
-    if not isinstance(found, dict):
-        return "unknown settings"
     parts = []
     for name in wanted:
         if found.get(name) != wanted[name]:
@@ -245,18 +212,46 @@ def difference(found, wanted):
     return ", ".join(parts) or "other settings"
 
 
+def read_records(path):
+    """Return [(place, record), ...] of <path>.jsonl, or else of the JSON array in <path>.json.
+
+    The place is for messages: "data/addition/val.jsonl, line 7". UserError if there is neither file or one is no JSON.
+    """
+    lines, array = Path(f"{path}.jsonl"), Path(f"{path}.json")
+    records = []
+    if lines.exists():
+        for number, line in enumerate(lines.read_bytes().splitlines(), start=1):
+            place = f"{lines}, line {number}"
+            records.append((place, parse_json(line, place)))
+    elif array.exists():
+        found = parse_json(array.read_bytes(), array)
+        for index, record in enumerate(found if isinstance(found, list) else [found]):
+            records.append((f"{array}, index {index}", record))
+    else:
+        raise UserError(f"{lines} is missing; put it there, choose another --data-dir, or remove {lines.parent} "
+                        f"to have all data made anew")
+    if not records:
+        raise UserError(f"{lines if lines.exists() else array} holds no record; add some or choose another --data-dir")
+    return records
+
+
 # ------------------------------------------------------------------------------------------------
 # Models on disk
 
-def config_of(args, script, model_seed):
+REFERENCE = Path(os.path.relpath(Path(__file__).resolve().parent)) / "out" / "reference"  # the committed results
+
+
+def config_of(args, script, data_folder, model_seed):
     """All that a model depends on: saved with it, and compared before it is used."""
-    config = vars(args) | {"script": script, "model_seed": model_seed}
+    config = vars(args) | {"script": script, "own_data": own_data(data_folder), "model_seed": model_seed}
     for name in ("mode", "questions", "model_seeds", "data_dir", "out_dir", "device", "threads"):
         del config[name]
     return config
 
 
-REFERENCE = Path(os.path.relpath(Path(__file__).resolve().parent)) / "out" / "reference"  # the committed results
+def model_name(args, model_seed):
+    """The file of a model: --model-seed is the main one; --model-seeds adds others."""
+    return "best_model.pth" if model_seed == args.model_seed else f"seeds/{model_seed}.pth"
 
 
 def save_model(path, model):
@@ -288,25 +283,24 @@ def load_model(path, script, build):
     raise UserError(f"{path} is not a model of this version of {script}; remove it and type the same command again")
 
 
-def find_model(out_dir, names, config, build):
-    """Return the model of exactly this configuration: from out_dir, else from the reference results, else None.
+def find_model(args, folder, config, build):
+    """Return the model of exactly this configuration, from --out-dir, else from the reference results, else None.
 
-    The first of the names is that of the main model. UserError if none fits and out_dir has one of other settings, which
-    a training would replace.
+    UserError if none fits and a training would replace a model of other settings.
     """
-    for top in (Path(out_dir), REFERENCE):
-        for name in names:
-            path = top / name
+    seed = config["model_seed"]
+    for top in (Path(args.out_dir), REFERENCE):
+        for path in (top / folder / "best_model.pth", top / folder / f"seeds/{seed}.pth"):
             if path.exists():
                 model = load_model(path, config["script"], build)
                 if model.config == config:
                     log(f"model: {path}")
                     return model
-                if model.config.get("model_seed") == config["model_seed"]:
-                    log(f"model: {path} is not used: it has {difference(model.config, config)}")
-    path = Path(out_dir) / names[0]
-    if path.exists() and load_model(path, config["script"], build).config | {"model_seed": config["model_seed"]} != config:
-        raise UserError(f"{path} has other settings; pass those, choose another --out-dir, or type --mode train to replace it")
+    path = Path(args.out_dir, folder, model_name(args, seed))
+    if path.exists():
+        found = load_model(path, config["script"], build).config
+        raise UserError(f"{path} has {difference(found, config)}; pass the settings it has, choose another --out-dir, "
+                        f"or type --mode train to replace it")
     log("model: none with these settings, training one")
     return None
 
@@ -326,39 +320,24 @@ def pick_device(name, threads):
     return torch.device(name)
 
 
-def machine():
-    """What rounding depends on: two people whose numbers differ compare this first."""
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(),
-            "cpu": torch.backends.cpu.get_cpu_capability()}
-
-
 def parallel_map(function, items, label=None):
-    """Return [function(item) for item in items], one item per CPU core at a time, with progress if labelled.
+    """Return [function(item) for item in items], one item per CPU core at a time; progress on a terminal if labelled.
 
     Many small tensors go faster this way than by spreading each operation over several threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    results = []
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(progress(pool.map(function, items), label, len(items)))
+            for result in pool.map(function, items):
+                results.append(result)
+                if label and sys.stderr.isatty():
+                    end = "\r" if len(results) < len(items) else "\n"
+                    print(f"{label}: {100 * len(results) // len(items)}%", end=end, file=sys.stderr, flush=True)
     finally:
         torch.set_num_threads(threads)
-
-
-def progress(items, label, total):
-    """Yield each of the items, showing how far we are: live on a terminal, else a line every 10 s."""
-    live = sys.stderr.isatty()
-    start = shown = time.time()
-    for done, item in enumerate(items):
-        if label and time.time() - shown > (0.2 if live else 10):
-            shown = time.time()
-            left = (shown - start) * (total - done) / max(done, 1)
-            text = f"{label}: {100 * done // total}%, {left:.0f} s left"
-            print(f"\r{text}\033[K" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
-        yield item
-    if live and label:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return results
 
 
 # ------------------------------------------------------------------------------------------------
@@ -379,24 +358,31 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def adamw(model, lr, weight_decay):
-    """AdamW (Loshchilov & Hutter 2019) that decays matrices but neither biases nor the scales of LayerNorm.
+def optimizer_of(model, config, decay):
+    """Return an AdamW optimizer (Loshchilov & Hutter 2019) and the schedule of its learning rate.
 
-    The betas are those of Vaswani et al. 2017, section 5.3.
+    Weight decay is for matrices, neither for biases nor for the scales of LayerNorm. The betas are those of Vaswani et
+    al. 2017, section 5.3. The rate rises in a straight line during the warm-up, because Adam's estimate of the size of
+    the gradients is poor at first. It falls to 0 over the share `decay` of the steps, because at the full rate each step
+    moves the weights too far for the last errors to disappear.
     """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": config["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
     fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # one pass; older ones only on GPUs
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=config["lr"], betas=(0.9, 0.98), fused=fused)
+
+    def share_of_lr(step):
+        return min(1, (step + 1) / config["warmup"], (config["steps"] - step) / (decay * config["steps"]))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr)
 
 
 class Best:
     """The history of a training, and the weights that did best on the validation data."""
 
-    def __init__(self, model, steps):
+    def __init__(self, model):
         self.model = model
-        self.steps = steps
         self.losses = []  # of the training steps since the last validation
         self.history = []
         self.best = None
@@ -414,8 +400,8 @@ class Best:
             raise UserError(f"the loss is no longer finite at step {step}; try a smaller --lr")
         self.losses.clear()
         self.history.append(row)
-        log(f"step {step:4d}/{self.steps} | train {row['train_loss']:.4f} | val {val_loss:.4f} | accuracy "
-            f"{100 * val_accuracy:5.1f}% | lr {lr:.1e} | {1000 * row['seconds'] / step:.1f} ms/step")
+        log(f"step {step:4d}/{self.model.config['steps']} | train {row['train_loss']:.4f} | val {val_loss:.4f} | "
+            f"accuracy {100 * val_accuracy:5.1f}% | lr {lr:.1e} | {1000 * row['seconds'] / step:.1f} ms/step")
         if self.best is None or (val_accuracy, -val_loss) > (self.best["val_accuracy"], -self.best["val_loss"]):
             self.best = row
             self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -427,7 +413,9 @@ class Best:
 
     def log_entries(self):
         """The part of training_log.json that is the same for every model."""
-        return {"config": self.model.config, "n_params": n_parameters(self.model), "machine": machine(),
+        machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(),
+                   "cpu": torch.backends.cpu.get_cpu_capability()}  # what rounding depends on
+        return {"config": self.model.config, "n_params": n_parameters(self.model), "machine": machine,
                 "history": self.history, "seconds": self.history[-1]["seconds"],
                 "best": {"step": self.best["step"], "val_accuracy": self.best["val_accuracy"]}}
 
@@ -445,11 +433,11 @@ def mean_std(values):
 
 @contextlib.contextmanager
 def patching(changes):
-    """While the block runs, replace the output of each module by function(output): changes {module: function}."""
+    """While the block runs, pass the output of each module through a function: changes [(module, function), ...]."""
     def hook_of(function):
         return lambda module, inputs, output: function(output)
 
-    handles = [module.register_forward_hook(hook_of(function)) for module, function in changes.items()]
+    handles = [module.register_forward_hook(hook_of(function)) for module, function in changes]
     try:
         yield
     finally:
@@ -465,24 +453,27 @@ def recording(modules):
     def keep_of(module):
         return lambda output: seen.update({module: output})  # returns None, which leaves the output as it is
 
-    with patching({module: keep_of(module) for module in modules}):
+    with patching([(module, keep_of(module)) for module in modules]):
         yield seen
 
 
 # ------------------------------------------------------------------------------------------------
 # Figures
+#
+# All are equally wide, so that their letters are equally large in a report: on a page 17 cm wide none is below 7 points.
 
+WIDTH = 8  # inches
 STYLE = {
-    "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.3, "legend.frameon": False, "lines.linewidth": 2, "image.interpolation": "nearest",
+    "font.size": 9, "axes.titlesize": 9.5, "legend.fontsize": 8.5, "figure.titlesize": 10.5, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "savefig.dpi": 200,
 }
 
 
 @contextlib.contextmanager
-def figure(path, size, rows=1, columns=1, title=None, **options):
+def figure(path, height, rows=1, columns=1, title=None, **options):
     """Yield the axes of a new figure, an array (rows, columns), and write it to `path` when the block ends.
 
-    size is (width, height) in inches. The look is the same whatever backend or style the user has chosen.
+    height is in inches. The look is the same whatever backend or style the user has chosen.
     """
     if "matplotlib" not in sys.modules:
         os.environ.pop("MPLBACKEND", None)  # a backend that is not installed would stop the import
@@ -491,16 +482,16 @@ def figure(path, size, rows=1, columns=1, title=None, **options):
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        drawing = Figure(figsize=size, layout="constrained")
-        drawing.suptitle(title, fontsize=13)
+        drawing = Figure(figsize=(WIDTH, height), layout="constrained")
+        drawing.suptitle(title)
         yield drawing.subplots(rows, columns, squeeze=False, **options)
         with whole_file(path) as temporary:
-            drawing.savefig(temporary, format="png", dpi=150)
+            drawing.savefig(temporary, format="png")
 
 
-def heatmap(axis, grid, rows, columns, limits=(0, 1), colours="Blues", label=None, texts=None):
+def heatmap(axis, grid, rows, columns, limits=(0, 1), label=None, texts=None):
     """Draw a grid of numbers with named rows and columns; with `label`, a colour bar; with `texts`, words in the cells."""
-    image = axis.imshow(torch.as_tensor(grid).numpy(), vmin=limits[0], vmax=limits[1], cmap=colours, aspect="auto")
+    image = axis.imshow(torch.as_tensor(grid).numpy(), vmin=limits[0], vmax=limits[1], cmap="Blues", aspect="auto")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.grid(False)
@@ -509,7 +500,7 @@ def heatmap(axis, grid, rows, columns, limits=(0, 1), colours="Blues", label=Non
     for i, row in enumerate(texts or []):
         for j, text in enumerate(row):
             dark = grid[i][j] > limits[0] + 0.6 * (limits[1] - limits[0])
-            axis.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+            axis.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
 
 
 def curve(axis, x, values, label, **style):
@@ -530,27 +521,26 @@ def bars(axis, names, groups):
     axis.legend()
 
 
-def training_curves(path, histories, titles, guess, chance, parts):
+def training_curves(path, history, title, guess, chance, parts):
     """Draw the loss, the accuracy and the accuracy of each part over the steps.
 
-    titles are those of the three panels, guess is the loss of guessing, chance the accuracy of it in percent,
-    parts {name: shares, one per row of the history}.
+    guess is the loss of guessing, chance the accuracy of it in percent, parts {name: shares, one per row of the history}.
     """
-    with figure(path, (12, 4), columns=3) as ((left, middle, right),):
-        steps = [row["step"] for row in histories]
-        left.plot(steps, [row["train_loss"] for row in histories], color="tab:gray", label="training")
-        left.plot(steps, [row["val_loss"] for row in histories], "--", color="tab:blue", label="validation")
+    steps = [row["step"] for row in history]
+    with figure(path, 2.9, columns=3, title=title) as ((left, middle, right),):
+        left.plot(steps, [row["train_loss"] for row in history], color="tab:gray", label="training")
+        left.plot(steps, [row["val_loss"] for row in history], "--", color="tab:blue", label="validation")
         left.axhline(guess, color="black", linewidth=1, linestyle=":", label=f"guessing, {guess:.2f}")
-        left.set(title=titles[0], ylabel="cross-entropy (nats)", yscale="log")
-        middle.plot(steps, [100 * row["val_accuracy"] for row in histories], marker=".", label="validation")
+        left.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
+        middle.plot(steps, [100 * row["val_accuracy"] for row in history], marker=".", label="validation")
         middle.axhline(chance, color="black", linewidth=1, linestyle=":", label="chance")
-        middle.set(title=titles[1], ylabel="validation accuracy (%)", ylim=(-3, 103))
+        middle.set(title="Accuracy", ylabel="right (%)", ylim=(-3, 103))
         for k, (name, shares) in enumerate(parts.items()):
             right.plot(steps, [100 * share for share in shares], linestyle=["-", "--", "-.", ":"][k % 4], label=name)
-        right.set(title=titles[2], ylabel="validation accuracy (%)", ylim=(-3, 103))
+        right.set(title="Validation, part by part", ylabel="right (%)", ylim=(-3, 103))
         for axis in (left, middle, right):
             axis.set_xlabel("training step")
-            axis.legend(fontsize=9)
+            axis.legend()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -591,53 +581,39 @@ def number(kind, low, high=math.inf):
     return parse
 
 
-def add_training_flags(parser, steps, batch_size, lr, warmup, weight_decay, eval_every):
-    """Declare the flags of a training, with these defaults."""
+def add_common_flags(parser, **defaults):
+    """Declare the flags of a training, with the defaults given, of the files and of the machine."""
     group = parser.add_argument_group("training")
     # torch's generator takes 32 bits of a seed on some devices: larger seeds would repeat smaller ones
     group.add_argument("--model-seed", type=number(int, 0, 10**9), default=1,
                        help="decides the initial weights and the order of the batches")
     group.add_argument("--model-seeds", type=number(int, 1, 1000), default=1, metavar="N",
                        help="repeat for N model seeds, from --model-seed on")
-    group.add_argument("--steps", type=number(int, 1, 10**9), default=steps, help="training steps, one batch each")
-    group.add_argument("--batch-size", type=number(int, 1, 10**6), default=batch_size, help="examples per batch")
-    group.add_argument("--lr", type=number(float, 0), default=lr, help="highest learning rate")
-    group.add_argument("--warmup", type=number(int, 1, 10**9), default=warmup, help="steps until it is reached")
-    group.add_argument("--weight-decay", type=number(float, 0), default=weight_decay,
-                       help="of matrices; biases and scales have none")
-    group.add_argument("--eval-every", type=number(int, 1, 10**9), default=eval_every,
-                       help="steps between two validations")
-
-
-def add_machine_flags(parser):
-    """Declare where files are and what computes."""
+    group.add_argument("--steps", type=number(int, 1, 10**9), help="training steps, one batch each")
+    group.add_argument("--batch-size", type=number(int, 1, 10**6), help="examples per batch")
+    group.add_argument("--lr", type=number(float, 0), help="highest learning rate")
+    group.add_argument("--warmup", type=number(int, 1, 10**9), help="steps until it is reached")
+    group.add_argument("--weight-decay", type=number(float, 0), help="of matrices; biases and scales have none")
+    group.add_argument("--eval-every", type=number(int, 1, 10**9), help="steps between two validations")
     group = parser.add_argument_group("files and machine")
     group.add_argument("--data-dir", default="data", help="where the data are")
     group.add_argument("--out-dir", default="out", help="where the results go")
     group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto is cuda, else cpu")
     group.add_argument("--threads", type=number(int, 1, 1024), default=1,
                        help="CPU threads of a training step; scoring always uses all cores")
+    parser.set_defaults(**defaults)
 
 
 def questions(words):
-    """Yield lists of questions: the words themselves, the lines of the one file they name, or after `-` of stdin."""
-    size = 512
+    """Yield the questions: the words themselves, the lines of the one file they name, or after `-` of standard input."""
     if words == ["-"]:
         if sys.stdin is None:
             raise UserError("standard input is closed; type the questions after the command")
         lines = sys.stdin.buffer
-        size = 1 if sys.stdin.isatty() else size  # at a terminal, answer each line at once
     elif len(words) == 1 and os.path.isfile(words[0]):
         lines = Path(words[0]).read_bytes().splitlines()
     else:
-        yield words
-        return
-    chunk = []
+        lines = [word.encode() for word in words]
     for line in lines:
         if line.strip():
-            chunk.append(line.decode(errors="replace").strip())
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+            yield line.decode(errors="replace").strip()

@@ -31,6 +31,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+SCRIPT = "positional_sorting.py"
+
 # ------------------------------------------------------------------------------------------------
 # 1. The task and its data
 #
@@ -48,8 +50,9 @@ import torch.nn.functional as F
 
 N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
 PAD = 100        # fills up short lists
-KINDS = ("sorted", "adjacent_swap", "random_swap", "swaps", "shuffled", "reversed", "unsorted")  # the last: not stated
-UNSORTED = KINDS[1:6]
+UNSORTED = ("adjacent_swap", "random_swap", "swaps", "shuffled", "reversed")
+KINDS = ("sorted", *UNSORTED, "unsorted")  # the last is for data of your own that do not say how they are unsorted
+SORTED = 0                                 # as an index into KINDS
 SPLITS = ("train", "val", "test")
 LENGTHS = list(range(8, 17))  # of training, validation and test lists
 TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half have 16 numbers: only they have a last position
@@ -97,19 +100,24 @@ def unsort(rng, numbers, kind):
 
 
 def draw_records(rng, n, kinds, narrow, lengths, seen):
-    """Draw n records, n / 2 pairs of a sorted and an unsorted list of the same numbers, the kinds in turn.
+    """Draw n records, in pairs of a sorted and an unsorted list of the same numbers, the kinds in turn.
 
     No two pairs have the same numbers: `seen` holds those drawn so far, in other files too, and grows.
     """
     records = []
-    for kind in itertools.islice(itertools.cycle(kinds), n // 2):
+    for kind in itertools.cycle(kinds):
+        if len(records) >= n:
+            return records[:n]
         numbers = None
         while numbers is None or tuple(numbers) in seen:
             numbers = draw_sorted(rng, lengths[int(len(lengths) * rng.random())], narrow)
         seen.add(tuple(numbers))
         for x, name in ((numbers, "sorted"), (unsort(rng, numbers, kind), kind)):
             records.append({"sequence": x, "is_sorted": is_sorted(x), "length": len(x), "kind": name})
-    return records
+
+
+def data_folder(args):
+    return Path(args.data_dir) / "sorting"
 
 
 def data_settings(args):
@@ -132,7 +140,7 @@ def generate_data(args):
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (UNSORTED, 0.5)
         records[name] = draw_records(rng, n, kinds, narrow, lengths, seen)
-    common.write_data(Path(args.data_dir) / "sorting", records, data_settings(args))
+    common.write_data(data_folder(args), records, data_settings(args))
 
 
 def read_list(record, place):
@@ -143,12 +151,13 @@ def read_list(record, place):
                         f"{str(numbers)[:60]}; mend it or choose another --data-dir")
     truth = is_sorted(numbers)
     kind = record.get("kind", "sorted" if truth else "unsorted")  # only our own records state it
-    for key, expected in {"is_sorted": truth, "length": len(numbers)}.items():
-        if record.get(key) != expected:
-            raise UserError(f'{place}: "{key}": expected {expected} for {str(numbers)[:60]}, found {record.get(key)}; '
-                            f"mend it or choose another --data-dir")
-    if kind not in KINDS or (kind == "sorted") != bool(truth):
-        raise UserError(f'{place}: "kind": {str(kind)[:40]!r} does not fit {str(numbers)[:60]}; mend it or leave it out')
+    fitting = KINDS[:1] if truth else KINDS[1:]
+    for key, expected, fits in (("is_sorted", truth, record.get("is_sorted") == truth),
+                                ("length", len(numbers), record.get("length") == len(numbers)),
+                                ("kind", " or ".join(fitting), kind in fitting)):
+        if not fits:
+            raise UserError(f'{place}: "{key}": expected {expected} for {str(numbers)[:60]}, found '
+                            f"{str(record.get(key))[:40]}; mend it or choose another --data-dir")
     return numbers, KINDS.index(kind)
 
 
@@ -160,16 +169,15 @@ def pad(lists):
 
 def load_data(args, names):
     """Return {name: (lists (N, T), kinds (N,))}, made first if there are none; UserError if other settings made them."""
-    folder = Path(args.data_dir) / "sorting"
+    folder = data_folder(args)
     if not common.has_data(folder):
         generate_data(args)
     common.check_settings(folder, data_settings(args))
-    args.own_data = common.own_name(folder)
     data = {}
     for name in names:
         records = [read_list(record, place) for place, record in common.read_records(folder / name)]
         kinds = torch.tensor([kind for _, kind in records])
-        if (kinds > 0).all() or (kinds == 0).all():
+        if (kinds == SORTED).all() or (kinds != SORTED).all():
             raise UserError(f"{folder / name} must hold sorted and unsorted lists; add some of both")
         data[name] = (pad([numbers for numbers, _ in records]), kinds)
     return data
@@ -343,17 +351,18 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, d_model, n_head):
         super().__init__()
         self.n_head = n_head
-        self.query_key_value = nn.Linear(d_model, 3 * d_model)
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)  # three matrices in one
         self.output = nn.Linear(d_model, d_model)
         self.weights = nn.Identity()  # returns its input; a name by which section 7 records the attention weights
 
     def forward(self, x, mask, encoding, position):
         """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may attend."""
         B, T, C = x.shape
-        qkv = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                       # (B, n_head, T, d_head) each
-        q = encoding.turn(q, position)
-        k = encoding.turn(k, position)
+        q, k, v = self.query_key_value(x).split(C, dim=-1)         # (B, T, C) each
+        shape = (B, T, self.n_head, C // self.n_head)
+        q = encoding.turn(q.view(shape).transpose(1, 2), position)  # (B, n_head, T, d_head)
+        k = encoding.turn(k.view(shape).transpose(1, 2), position)  # (B, n_head, T, d_head)
+        v = v.view(shape).transpose(1, 2)                          # (B, n_head, T, d_head)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, n_head, T, T)
         scores = encoding.bias(scores, position)
         weights = self.weights(scores.masked_fill(~mask, -math.inf).softmax(dim=-1))
@@ -426,79 +435,62 @@ class SortednessEncoder(nn.Module):
 # the mean recall of the unsorted kinds. A constant answer, and a model that cannot see the order, get 50%.
 
 
-def rows_at_once(lists):
-    """How many lists (N, T) to run at once: attention takes n_head x T x T numbers for each."""
-    return max(1, min(512, 2**20 // lists.shape[1] ** 2))
+def predict(model, lists, start=0, window=None):
+    """The logits (N,) of lists (N, T), in chunks, because attention takes n_head x T x T numbers for each list."""
+    chunk_size = max(1, min(512, 2**20 // lists.shape[1] ** 2))
 
-
-def logits_of(model, lists, start=0, window=None, label=None):
-    """The logits (N,) of lists (N, T), in chunks."""
     @torch.inference_mode()  # holds for one thread, and parallel_map has several
     def run(chunk):
         return model(chunk.to(model.norm.weight.device), start, window).cpu()
 
-    return torch.cat(common.parallel_map(run, lists.split(rows_at_once(lists)), label))
+    return torch.cat(common.parallel_map(run, lists.split(chunk_size)))
 
 
-def recalls(logits, kinds):
-    """The share of right answers for each kind that occurs: {"sorted": 0.99, "adjacent_swap": 0.5, ...}."""
-    right = (logits > 0) == (kinds == 0)
-    table = {}
+def evaluate(model, data, start=0, window=None):
+    """Loss, balanced accuracy, and recall {"sorted": 0.99, "adjacent_swap": 0.5, ...} on data (lists, kinds)."""
+    lists, kinds = data
+    model.eval()
+    logits = predict(model, lists, start, window)
+    loss = F.binary_cross_entropy_with_logits(logits, (kinds == SORTED).float()).item()
+    right = (logits > 0) == (kinds == SORTED)
+    recall = {}
     for i, name in enumerate(KINDS):
         if (kinds == i).any():
-            table[name] = right[kinds == i].double().mean().item()
-    return table
-
-
-def balanced_accuracy(recall):
-    """The mean of the recall of sorted lists and the mean recall of all unsorted kinds."""
+            recall[name] = right[kinds == i].double().mean().item()
     unsorted = [share for name, share in recall.items() if name != "sorted"]
-    return (recall["sorted"] + sum(unsorted) / len(unsorted)) / 2
-
-
-def accuracy_of(model, data, start=0, window=None):
-    """Balanced accuracy on data (lists, kinds)."""
-    lists, kinds = data
-    return balanced_accuracy(recalls(logits_of(model, lists, start, window), kinds))
+    return loss, (recall["sorted"] + sum(unsorted) / len(unsorted)) / 2, recall
 
 
 # ------------------------------------------------------------------------------------------------
 # 5. Training
 #
+# Training lists start at position 0, or with --random-start at a random position (SHAPE, Kiyono et al. 2021). Then all
+# positions up to 255 occur in training, although no list is longer than 16. Section 7c leaves some positions out.
+#
 # Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a
 # random amount each time a list is used, so that the model sees more pairs of numbers.
 
-SCRIPT = "positional_sorting.py"
-ALL_STARTS = "0-240"  # with 16 numbers, a list that starts at 240 ends at position 255
+STARTS = {None: [0], "everywhere": [*range(241)], "gap": [*range(85), *range(140, 241)], "early": [*range(106)]}
 
 
-def config_of(args, pe, model_seed, random_start=None):
+def make_config(args, pe, model_seed, random_start):
     """All that a model depends on: saved with it, and compared before it is used."""
-    config = common.config_of(args, SCRIPT, model_seed)
+    config = common.config_of(args, SCRIPT, data_folder(args), model_seed)
     for name in ("lengths", "n_long"):
         del config[name]
     return config | {"pe": pe, "random_start": random_start if encodings()[pe].absolute else None}
 
 
-def setting_of(config):
+def setting_name(config):
     """The name of an encoding with its mask and its starts, as its folder is called: "learned-causal-random-start"."""
     name = config["pe"]
     if config["causal"]:
         name += "-causal"
     if config["random_start"]:
         name += "-random-start"
-        if config["random_start"] != ALL_STARTS:
-            name += "-" + config["random_start"]
+    if config["random_start"] in ("gap", "early"):
+        name += f"-{config['random_start']}"
     return name
-
-
-def starts_of(ranges):
-    """The positions where training lists may start: "0-84,140-240" -> (starts,)."""
-    starts = []
-    for text in (ranges or "0-0").split(","):
-        low, high = text.split("-")
-        starts += range(int(low), int(high) + 1)
-    return torch.tensor(starts)
 
 
 def shift(lists, generator):
@@ -510,45 +502,30 @@ def shift(lists, generator):
     return torch.where(present, lists - smallest + low, PAD)
 
 
-def learning_rate(step, config):
-    """The share of --lr: up in a straight line during the warm-up, and down in another one, to nearly 0."""
-    return min((step + 1) / config["warmup"], (config["steps"] - step) / config["steps"])
-
-
-def validate(model, data):
-    """Loss, balanced accuracy and recalls on data (lists, kinds)."""
-    lists, kinds = data
-    model.eval()
-    logits = logits_of(model, lists)
-    model.train()
-    recall = recalls(logits, kinds)
-    loss = F.binary_cross_entropy_with_logits(logits, (kinds == 0).float())
-    return {"val_loss": loss.item(), "val_accuracy": balanced_accuracy(recall), "val_recall": recall}
-
-
 def fit(config, data, device):
     """Train a model; return it with its best weights, and its history (a Best).
 
     The best weights are chosen on the validation lists, which are as short as the training lists: no long list has a say.
     """
-    torch.manual_seed(config["model_seed"])
+    seed = config["model_seed"]
+    torch.manual_seed(seed)
     model = SortednessEncoder(config).to(device)
     lists, kinds = data["train"]
-    log(f"train: {setting_of(config)}, model seed {config['model_seed']}, {common.n_parameters(model):,} parameters, "
-        f"{len(lists):,} lists, {config['steps']:,} steps on {device}; the loss of guessing is ln 2 = {math.log(2):.2f}")
-    target = (kinds == 0).float()  # (N,)
-    starts = starts_of(config["random_start"])
-    shifts = torch.Generator().manual_seed(config["model_seed"])
-    chance = torch.Generator().manual_seed(config["model_seed"])
-    batches = common.batches(len(lists), config["batch_size"], config["model_seed"])
-    optimizer = common.adamw(model, config["lr"], config["weight_decay"])
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, config))
-    best = common.Best(model, config["steps"])
+    log(f"train: {setting_name(config)}, model seed {seed}, {common.n_parameters(model):,} parameters, {len(lists):,} "
+        f"lists, {config['steps']:,} steps on {device}; the loss of guessing is ln 2 = {math.log(2):.2f}")
+    target = (kinds == SORTED).float()  # (N,)
+    starts = torch.tensor(STARTS[config["random_start"]])
+    shifts = torch.Generator().manual_seed(seed)
+    dice = torch.Generator().manual_seed(seed)
+    batches = common.batches(len(lists), config["batch_size"], seed)
+    optimizer, schedule = common.optimizer_of(model, config, decay=1.0)
+    best = common.Best(model)
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                                      # (B,)
         x = shift(lists[batch], shifts).to(device)                                 # (B, T)
-        start = starts[torch.randint(len(starts), (len(batch), 1), generator=chance)].to(device)  # (B, 1)
-        logits = model(x, start if len(starts) > 1 else 0)                         # (B,)
+        start = starts[torch.randint(len(starts), (len(batch), 1), generator=dice)].to(device)  # (B, 1)
+        model.train()
+        logits = model(x, start if config["random_start"] else 0)                  # (B,)
         loss = F.binary_cross_entropy_with_logits(logits, target[batch].to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -556,39 +533,44 @@ def fit(config, data, device):
         optimizer.step()
         best.losses.append(loss.detach())
         if step % config["eval_every"] == 0 or step == config["steps"]:
-            best.record(step, optimizer.param_groups[0]["lr"], **validate(model, data["val"]))
+            val_loss, val_accuracy, recall = evaluate(model, data["val"])
+            best.record(step, optimizer.param_groups[0]["lr"], val_loss, val_accuracy, val_recall=recall)
         schedule.step()
     return best.restore(), best
 
 
-def train(args, config, data, is_main):
+def train(args, config, data):
     """--mode train: fit a model, test it, save it and return it; the main model has a log and training curves too."""
-    name = setting_of(config)
+    name = setting_name(config)
     out = common.folder(args.out_dir, "sorting", name)
     model, best = fit(config, data, args.device)
-    recall = recalls(logits_of(model, data["test"][0]), data["test"][1])
-    accuracy = balanced_accuracy(recall)
+    _, accuracy, recall = evaluate(model, data["test"])
     print(f"{name}, model seed {config['model_seed']}: {100 * accuracy:.2f}% right on test lists of 8 to 16 numbers ("
           + ", ".join(f"{kind} {100 * share:.1f}" for kind, share in recall.items()) + ")", flush=True)
-    if is_main:
+    if config["model_seed"] == args.model_seed:
         training_log = best.log_entries()
         training_log["test"] = {"n": len(data["test"][0]), "accuracy": accuracy, "recall": recall}
         common.write_json(out / "training_log.json", training_log)
-        by_kind = {kind: [row["val_recall"][kind] for row in best.history] for kind in best.history[0]["val_recall"]}
-        titles = ("Loss", f"{name}: {100 * accuracy:.1f}% right on the test lists", "Each kind of list")
-        common.training_curves(out / "training_curves.png", best.history, titles, math.log(2), 50, by_kind)
+        history = {kind: [row["val_recall"][kind] for row in best.history] for kind in best.history[0]["val_recall"]}
+        title = f"{name}: {100 * accuracy:.1f}% right on the test lists"
+        common.training_curves(out / "training_curves.png", best.history, title, math.log(2), 50, history)
     # last, so that a model is never without its log
-    common.save_model(out / "best_model.pth" if is_main else out / "seeds" / f"{config['model_seed']}.pth", model)
+    common.save_model(out / common.model_name(args, config["model_seed"]), model)
     return model
 
 
 def obtain_model(args, config):
     """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
-    folder = f"sorting/{setting_of(config)}"
-    names = [f"{folder}/best_model.pth", f"{folder}/seeds/{config['model_seed']}.pth"]
-    is_main = not Path(args.out_dir, names[0]).exists()
-    model = common.find_model(args.out_dir, names, config, SortednessEncoder)
-    return (model or train(args, config, load_data(args, SPLITS), is_main)).to(args.device)
+    model = common.find_model(args, f"sorting/{setting_name(config)}", config, SortednessEncoder)
+    return (model or train(args, config, load_data(args, SPLITS))).to(args.device)
+
+
+def obtain_models(args, pe, causal, random_start=None):
+    """The models of an encoding in one setting, one per model seed."""
+    models = []
+    for seed in range(args.model_seed, args.model_seed + args.model_seeds):
+        models.append(obtain_model(args, make_config(args, pe, seed, random_start) | {"causal": causal}))
+    return models
 
 
 def load(path):
@@ -605,129 +587,115 @@ def load(path):
 
 def solve(model, lists):
     """Whether the model calls each of the lists sorted."""
-    return (logits_of(model, pad(lists)) > 0).tolist()
+    return (predict(model, pad(lists)) > 0).tolist()
+
+
+def attention_of(model, lists):
+    """The attention weights of every head on lists: {"L0.H0": (N, T, T), ...}."""
+    modules = [block.attention.weights for block in model.blocks]
+    with torch.inference_mode(), common.recording(modules) as seen:
+        model(pad(lists).to(model.norm.weight.device))
+    weights = {}
+    for i, module in enumerate(modules):
+        for h in range(seen[module].shape[1]):
+            weights[f"L{i}.H{h}"] = seen[module][:, h].cpu()
+    return weights
 
 
 # ------------------------------------------------------------------------------------------------
 # 6. Long lists
 #
-# One thing changes at a time. Every encoding is trained in three settings:
-#   1. without a mask, the usual encoder;
-#   2. with a causal mask;
-#   3. with a causal mask and random starts (SHAPE, Kiyono et al. 2021): each training list starts at a random position, so
-#      that all positions up to 255 occur in training although no list is longer than 16. Random starts change nothing for
-#      encodings without absolute positions, so those are not trained again.
+# One thing changes at a time. Every encoding is trained in three settings: without a mask (the usual encoder), with a
+# causal mask, and with a causal mask and random starts. Random starts change nothing for encodings without absolute
+# positions, so those are not trained again.
 #
 # Found (five model seeds, accuracy at 32 and 256): without a mask sinusoidal 51 and 50%, learned 50 and 50%. With a
 # causal mask sinusoidal 86 and 50%, learned 50 and 50%, RoPE 87 and 51%, randomized 98 and 83%, none 100 and 93%, ALiBi
 # 100 and 100%. With random starts sinusoidal 99 and 89%, learned 90 and 77% (92% on lists as short as in training).
 
 
-def test_lengths(args, model, data):
-    """Balanced accuracy and recalls as trained ("8-16") and at each length."""
+def test_lengths(models, data):
+    """Balanced accuracy and recall of each kind, over seeds, for each data set in data {name: (lists, kinds)}."""
     table = {}
-    for length in ["8-16", *args.lengths]:
-        lists, kinds = data["test" if length == "8-16" else f"extrapolation/{length}"]
-        recall = recalls(logits_of(model, lists, label=f"length {length}"), kinds)
-        table[str(length)] = {"accuracy": balanced_accuracy(recall), "recall": recall}
+    for name, lists in data.items():
+        results = [evaluate(model, lists) for model in models]  # (loss, accuracy, recall) for each seed
+        row = common.mean_std([accuracy for _, accuracy, _ in results])
+        row["recall"] = {}
+        for kind in results[0][2]:
+            row["recall"][kind] = common.mean_std([recall[kind] for _, _, recall in results])
+        table[name] = row
     return table
 
 
-def summarize(tables):
-    """Mean, spread and single values over seeds of what test_lengths returns for each."""
-    summary = {}
-    for length, row in tables[0].items():
-        summary[length] = common.mean_std([table[length]["accuracy"] for table in tables])
-        summary[length]["recall"] = {}
-        for kind in row["recall"]:
-            summary[length]["recall"][kind] = common.mean_std([table[length]["recall"][kind] for table in tables])
-    return summary
-
-
-def settings_text(causal, random_start):
-    """The name of a setting in figures."""
-    text = "causal mask" if causal else "no mask"
-    return text + ", random starts" if random_start else text
-
-
 def extrapolate(args):
-    """--mode extrapolate: test every encoding and model seed on lists of every length; train the models that are missing.
+    """--mode extrapolate: test encodings on lists of every length; train the models that are missing.
 
     A run adds or replaces its own entries in extrapolation_results.json and leaves the others.
     """
     out = common.folder(args.out_dir, "sorting", "extrapolation")
     data = load_data(args, ["test", *(f"extrapolation/{length}" for length in args.lengths)])
+    data = {"8-16" if name == "test" else name.split("/")[1]: lists for name, lists in data.items()}
+    source = data_settings(args) | {"own_data": common.own_data(data_folder(args))}
     path = out / "extrapolation_results.json"
-    results = common.read_json(path, {})
+    results = common.parse_json(path.read_bytes(), path) if path.exists() else {}
     if not isinstance(results, dict) or not all(isinstance(x, dict) and "lengths" in x for x in results.values()):
         raise UserError(f"{path} holds something else than results; remove it and type the same command again")
     for pe in args.pe:
-        tables = []
-        seeds = list(range(args.model_seed, args.model_seed + args.model_seeds))
-        for seed in seeds:
-            config = config_of(args, pe, seed, args.random_start)
-            tables.append(test_lengths(args, obtain_model(args, config), data))
-        results[setting_of(config)] = {
-            "pe": pe, "causal": args.causal, "random_start": config["random_start"], "seeds": seeds,
-            "data": data_settings(args), "own_data": args.own_data, "lengths": summarize(tables)}
+        models = obtain_models(args, pe, args.causal, args.random_start)
+        name = setting_name(models[0].config)
+        entry = {"pe": pe, "causal": args.causal, "random_start": models[0].config["random_start"], "data": source,
+                 "seeds": [model.config["model_seed"] for model in models], "lengths": test_lengths(models, data)}
+        results[name] = entry
         common.write_json(path, results)
-        print(f"{setting_of(config):<32}" + ", ".join(
-            f"{length}: {100 * row['mean']:.1f} +- {100 * row['std']:.1f}%"
-            for length, row in results[setting_of(config)]["lengths"].items()), flush=True)
-    show_extrapolation(results, args, out)
-    if args.lengths:
-        show_kinds(results, args, out)
+        print(f"{name:<32}" + ", ".join(f"{length}: {100 * row['mean']:.1f} +- {100 * row['std']:.1f}%"
+                                        for length, row in entry["lengths"].items()), flush=True)
+    comparable = {name: entry for name, entry in results.items() if entry["data"] == source and entry["pe"] in encodings()}
+    show_extrapolation(comparable, args.lengths, out)
+    show_kinds(comparable, str(args.lengths[-1]), out)
 
 
-def same_data(entry, args):
-    """Whether an entry of the results was measured on the data that the flags name."""
-    return entry["data"] == data_settings(args) and entry.get("own_data") == args.own_data
-
-
-def show_extrapolation(results, args, out):
+def show_extrapolation(results, lengths, out):
     """Draw the accuracy against the length, a panel per setting and a line per encoding."""
-    panels = {}
-    for causal, random_start in ((False, None), (True, None), (True, ALL_STARTS)):
-        lines = {}
-        for entry in results.values():
-            encoding = encodings().get(entry["pe"])
-            # Random starts change nothing without absolute positions: the third panel repeats the second.
-            fits = entry["random_start"] == (random_start if encoding and encoding.absolute else None)
-            if encoding and entry["causal"] == causal and fits and same_data(entry, args):
-                lines[encoding] = entry
-        if any(entry["random_start"] == random_start for entry in lines.values()):
-            panels[settings_text(causal, random_start)] = lines
-    if not panels:  # only random starts of the user's own choice
+    panels = {"no mask": [], "causal mask": [], "causal mask, random starts": []}
+    for entry in results.values():
+        if not entry["causal"] and not entry["random_start"]:
+            panels["no mask"].append(entry)
+        if entry["causal"] and not entry["random_start"]:
+            panels["causal mask"].append(entry)
+        if entry["causal"] and (entry["random_start"] == "everywhere" or not encodings()[entry["pe"]].absolute):
+            panels["causal mask, random starts"].append(entry)  # for relative encodings as in the panel before
+    panels = {setting: entries for setting, entries in panels.items() if entries}
+    if not panels:  # only random starts that leave out some positions
         return
-    with common.figure(out / "extrapolation_curves.png", (3.5 + 4 * len(panels), 4.8), columns=len(panels),
-                       sharey=True, title="Is the list sorted? Trained on 8 to 16 numbers (grey), tested on up to "
-                       f"{args.lengths[-1]}") as (axes,):
-        for axis, (title, lines) in zip(axes, panels.items()):
+    title = f"Is the list sorted? Trained on 8 to 16 numbers (grey), tested on up to {lengths[-1]}"
+    with common.figure(out / "extrapolation_curves.png", 3.6, 1, len(panels), title, sharey=True) as (axes,):
+        for axis, (setting, entries) in zip(axes, panels.items()):
             axis.axvspan(LENGTHS[0], LENGTHS[-1], color="0.88", zorder=0)
             axis.axhline(50, color="black", linewidth=1, linestyle=":")
-            for encoding, entry in lines.items():
-                values = [entry["lengths"][str(length)]["per_seed"] for length in args.lengths]
-                common.curve(axis, args.lengths, 100 * torch.tensor(values).T, encoding.label, **encoding.style)
+            for entry in entries:
+                encoding = encodings()[entry["pe"]]
+                values = [entry["lengths"][str(length)]["per_seed"] for length in lengths]
+                common.curve(axis, lengths, 100 * torch.tensor(values).T, encoding.label, **encoding.style)
             axis.set_xscale("log", base=2)
-            axis.set_xticks(args.lengths, args.lengths)
+            axis.set_xticks(lengths, lengths)
             axis.minorticks_off()
-            axis.set(title=title, xlabel="numbers in the list", ylim=(44, 103))
+            axis.set(title=setting, xlabel="numbers in the list", ylim=(44, 103))
         axes[0].set_ylabel("balanced accuracy (%), chance is 50")
-        axes[-1].legend(title="mean and range\nover model seeds", loc="center left", bbox_to_anchor=(1, 0.5))
+        lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label()[0] != "_"}
+        axes[0].figure.legend(lines.values(), lines, title="mean and range over model seeds", loc="outside lower center",
+                              ncols=6)
 
 
-def show_kinds(results, args, out):
-    """Draw the recall of every kind at the greatest length."""
-    length = str(args.lengths[-1])
-    rows = [name for name, entry in results.items() if same_data(entry, args)]
+def show_kinds(results, length, out):
+    """Draw the recall of every kind at one length."""
     grid = []
-    for name in rows:
-        recall = results[name]["lengths"][length]["recall"]
+    for entry in results.values():
+        recall = entry["lengths"][length]["recall"]
         grid.append([100 * recall[kind]["mean"] for kind in KINDS if kind in recall])
     kinds = [kind.replace("_", "\n") for kind in KINDS if kind in recall]
     texts = [[f"{value:.0f}" for value in row] for row in grid]
-    with common.figure(out / "extrapolation_by_kind.png", (9, 1.4 + 0.33 * len(rows))) as ((axis,),):
-        common.heatmap(axis, grid, rows, kinds, (0, 100), label="recall (%)", texts=texts)
+    with common.figure(out / "extrapolation_by_kind.png", 1.2 + 0.25 * len(grid)) as ((axis,),):
+        common.heatmap(axis, grid, list(results), kinds, (0, 100), label="recall (%)", texts=texts)
         axis.set(title=f"Lists of {length} numbers: the share of each kind that is right")
 
 
@@ -736,17 +704,7 @@ def show_kinds(results, args, out):
 #
 # Each experiment has a hypothesis, a measurement that could refute it, and a verdict. All models have the causal mask,
 # except in 7a. 7b and 7c also vary where training lists start.
-
-
-def models_of(args, pe, causal=True, random_start=None):
-    """The models of an encoding in a setting, one per model seed."""
-    models = []
-    for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-        config = config_of(args, pe, seed, random_start) | {"causal": causal}
-        models.append(obtain_model(args, config))
-    return models
-
-
+#
 # 7a. What does training leave in the table of a learned encoding?
 #
 # Rows beyond position 15 have a gradient of 0, so only weight decay changes them: it shrinks them without turning them.
@@ -754,30 +712,26 @@ def models_of(args, pe, causal=True, random_start=None):
 # and the initial row is 1.0000 from position 16 on, and at most 0.99 before.
 
 
-def show_table(model, path):
-    """Draw the learned table, the similarity of its rows, and how far training turned each; return the cosines."""
+def study_table(model, path):
+    """Draw how similar the rows of the learned table are, and how far training turned each; return the cosines."""
     table = model.encoding.table.detach().cpu()
     torch.manual_seed(model.config["model_seed"])  # as in fit(), so the same rows are drawn again
-    drawn = SortednessEncoder(model.config).encoding.table.detach()
-    cosine = F.cosine_similarity(table, drawn, dim=1)  # (max_len,)
+    initial = SortednessEncoder(model.config).encoding.table.detach()
+    cosine = F.cosine_similarity(table, initial, dim=1)  # (max_len,)
     shown = 3 * LENGTHS[-1]
     rows = F.normalize(table[:shown], dim=1)
-    ticks = range(0, shown, 8)
     title = "The learned encoding: training turns the rows of positions 0 to 15 only"
-    with common.figure(path, (14, 4.4), columns=3, title=title) as ((left, middle, right),):
-        for axis, grid, colours, limit, label in ((left, table[:shown], "RdBu", 2, "value"),
-                                                  (middle, rows @ rows.T, "RdBu", 1, "cosine")):
-            image = axis.imshow(grid, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
-            axis.figure.colorbar(image, ax=axis, label=label)
-            axis.axhline(LENGTHS[-1] - 0.5, color="black")
-            axis.set(ylabel="position", yticks=ticks)
-            axis.grid(False)
-        left.set(title="The table", xlabel="channel")
-        middle.set(title="Similarity of its rows", xlabel="position", xticks=ticks)
-        right.plot(range(shown), cosine[:shown], "o-", markersize=4, linewidth=1)
+    with common.figure(path, 3.4, columns=2, title=title) as ((left, right),):
+        image = left.imshow(rows @ rows.T, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        left.figure.colorbar(image, ax=left, label="cosine")
+        left.grid(False)
+        left.set(title="Similarity of the rows", xlabel="position", ylabel="position")
+        right.plot(range(shown), cosine[:shown], "o-", markersize=3)
         right.axvspan(-0.5, LENGTHS[-1] - 0.5, color="0.88", zorder=0, label="positions in training")
         right.set(title="How far training turned each row", xlabel="position", ylabel="cosine of trained and initial row")
         right.legend()
+    print(f"learned table: cosine of trained and initial row at least {cosine[16:].min():.4f} from position 16 on, "
+          f"at most {cosine[:16].max():.4f} before")
     return cosine.tolist()
 
 
@@ -791,79 +745,83 @@ def show_table(model, path):
 # Verdict: both supported. Lists of 16 that start at 240: learned 50%, sinusoidal 74%; with random starts 91 and 100%.
 # RoPE is at 51% on lists of 256, and at 100.0% with the window. No encoding: 93 and 99.6%. ALiBi needs no window.
 
-STARTS = (0, 16, 32, 64, 128, 240)
+LATE_STARTS = (0, 16, 32, 64, 128, 240)
 WINDOW = LENGTHS[-1]
 
 
-def measure_positions(models, data, longest):
-    """Balanced accuracy per seed: lists of 16 by start, and lists of `longest` with and without the window."""
-    table = {"start": {}, "full": [], "window": []}
-    for model in models:
-        for start in STARTS:
-            table["start"].setdefault(str(start), []).append(accuracy_of(model, data["extrapolation/16"], start))
-        table["full"].append(accuracy_of(model, data[f"extrapolation/{longest}"]))
-        table["window"].append(accuracy_of(model, data[f"extrapolation/{longest}"], window=WINDOW))
-    return table
-
-
-def show_positions(found, longest, path):
-    """Draw both halves of the experiment, a line or a group of bars per encoding."""
-    with common.figure(path, (14, 5.4), columns=2, title="All models with a causal mask") as ((left, right),):
-        for name, table in found.items():
-            encoding = encodings()[name.split("-")[0]]
-            style = encoding.style | ({"linestyle": ":"} if "random-start" in name else {})
-            values = 100 * torch.tensor([table["start"][str(start)] for start in STARTS]).T
-            common.curve(left, range(len(STARTS)), values, name, **style)
+def study_positions(args, data, path):
+    """Test lists of 16 by start, and the longest lists with and without the window; draw, print and return it."""
+    length = args.lengths[-1]
+    found = {}
+    with common.figure(path, 4.6, columns=2, title="All models with a causal mask") as ((left, right),):
+        for pe, encoding in encodings().items():
+            for random_start in (None, "everywhere") if encoding.absolute else (None,):
+                models = obtain_models(args, pe, True, random_start)
+                by_start = []  # (seeds, starts)
+                for model in models:
+                    by_start.append([evaluate(model, data[16], start)[1] for start in LATE_STARTS])
+                full = [evaluate(model, data[length])[1] for model in models]
+                window = [evaluate(model, data[length], window=WINDOW)[1] for model in models]
+                name = setting_name(models[0].config)
+                found[name] = {"start": by_start, "full": full, "window": window}
+                style = encoding.style | ({"linestyle": ":"} if random_start else {})
+                label = encoding.label + (", random starts" if random_start else "")
+                common.curve(left, range(len(LATE_STARTS)), 100 * torch.tensor(by_start), label, **style)
+                late = sum(row[-1] for row in by_start) / len(models)
+                print(f"{name}: lists of 16 that start at {LATE_STARTS[-1]} {100 * late:.1f}%, lists of {length} "
+                      f"{100 * sum(full) / len(full):.1f}%, with a window {100 * sum(window) / len(window):.1f}%")
         left.axhline(50, color="black", linewidth=1, linestyle=":")
-        left.set_xticks(range(len(STARTS)), STARTS)
-        left.set(title="Late positions: lists of 16 numbers that start later", xlabel="position of the first number",
+        left.set_xticks(range(len(LATE_STARTS)), LATE_STARTS)
+        left.set(title="Late positions: lists of 16 that start later", xlabel="position of the first number",
                  ylabel="balanced accuracy (%)", ylim=(44, 103))
-        left.figure.legend(title="mean and range over model seeds", fontsize=9, loc="outside lower center", ncols=4)
-        bars = {}
-        for key, label in (("full", "attention to all earlier numbers"), ("window", f"to the last {WINDOW} only")):
-            bars[label] = [100 * sum(table[key]) / len(table[key]) for table in found.values()]
-        names = [name.replace("-causal", "").replace("-random-start", "\nrandom start") for name in found]
-        common.bars(right, names, bars)
-        right.tick_params(axis="x", labelsize=7.5)
-        right.set(title=f"Great distances: lists of {longest} numbers", ylabel="balanced accuracy (%)", ylim=(44, 113))
-    for name, table in found.items():
-        means = [sum(values) / len(values) for values in (table["start"]["240"], table["full"], table["window"])]
-        print(f"{name}: lists of 16 that start at 240 {100 * means[0]:.1f}%, lists of {longest} {100 * means[1]:.1f}%, "
-              f"with a window {100 * means[2]:.1f}%")
+        left.figure.legend(title="mean and range over model seeds", loc="outside lower center", ncols=4)
+        bars = {"attention to all earlier numbers": [], f"to the last {WINDOW} only": []}
+        for row in found.values():
+            for label, values in zip(bars, (row["full"], row["window"])):
+                bars[label].append(100 * sum(values) / len(values))
+        common.bars(right, [name.replace("-causal", "") for name in found], bars)
+        right.tick_params(axis="x", rotation=90)
+        right.set(title=f"Great distances: lists of {length} numbers", ylabel="balanced accuracy (%)", ylim=(44, 118))
+    return found
 
 
 # 7c. Does what is learned at some positions hold at others?
 #
 # Hypothesis: what a sinusoid learns at some positions holds at others, for all positions share the same few waves. What
-# a table learns holds in its row only. So we train with random starts that avoid a band of positions, and test lists of
-# 16 that start before, inside and after it. Refuted if the accuracy of learned does not fall inside, or if that of
-# sinusoidal does. Interpolation (a band inside the training range) should be easier than extrapolation (beyond it), so
-# we test both.
-# Verdict: supported for interpolation. Inside the band learned falls from 93 to 50%, sinusoidal from 100 to 93% (one
+# a table learns holds in its row only. So we train with random starts that leave out some positions, and test lists of
+# 16 that start before, inside and after them. Refuted if the accuracy of learned does not fall there, or if that of
+# sinusoidal does. Interpolation (a gap between training positions) should be easier than extrapolation (beyond the last
+# of them), so we test both.
+# Verdict: supported for interpolation. Inside the gap learned falls from 93 to 50%, sinusoidal from 100 to 93% (one
 # seed of five to 71%). Beyond the last training position sinusoidal fades: 92% at 124, 64% at 160, 60% at 240; learned
 # is at 50%.
 
-BANDS = {"0-84,140-240": "no training list touches positions 100 to 139",
-         "0-105": "no training list goes beyond position 120"}
+BANDS = {"gap": "no training list touches positions 100 to 139", "early": "no training list goes beyond position 120"}
 BAND_STARTS = (0, 40, 80, 104, 112, 120, 124, 140, 160, 200, 240)
 
 
-def show_bands(found, path):
-    """Draw the accuracy by start, a panel per band: found {band: {encoding: (seeds, starts)}}."""
-    with common.figure(path, (13, 4.6), columns=2, sharey=True) as (axes,):
+def study_bands(args, data, path):
+    """Test both encodings at positions that training left out; draw, print and return {band: {pe: (seeds, starts)}}."""
+    found = {}
+    with common.figure(path, 3.2, columns=2, sharey=True) as (axes,):
         for axis, (band, title) in zip(axes, BANDS.items()):
-            unseen = [start for start in range(241) if start not in starts_of(band)]
-            axis.axvspan(min(unseen), max(unseen), color="0.88", zorder=0)
+            found[band] = {}
+            unseen = [start for start in STARTS["everywhere"] if start not in STARTS[band]]
+            axis.axvspan(unseen[0], unseen[-1], color="0.88", zorder=0)
             axis.axhline(50, color="black", linewidth=1, linestyle=":")
-            for pe, values in found[band].items():
-                common.curve(axis, BAND_STARTS, 100 * torch.tensor(values), encodings()[pe].label, **encodings()[pe].style)
+            for encoding in (Sinusoidal, Learned):
+                values = []
+                for model in obtain_models(args, encoding.name, True, band):
+                    values.append([evaluate(model, data[16], start)[1] for start in BAND_STARTS])
+                found[band][encoding.name] = values
+                common.curve(axis, BAND_STARTS, 100 * torch.tensor(values), encoding.label, **encoding.style)
+                mean = 100 * torch.tensor(values).mean(0)
+                print(f"{encoding.label}, {title}: "
+                      + ", ".join(f"{mean[i]:.0f}% at {start}" for i, start in enumerate(BAND_STARTS)))
             axis.set(title=title, xlabel="position of the first of 16 numbers (grey: never in training)", ylim=(40, 103))
         axes[0].set_ylabel("balanced accuracy (%)")
-        axes[0].legend(title="mean and range over model seeds", title_fontsize=9, fontsize=9)
-    for band, rows in found.items():
-        for pe, values in rows.items():
-            mean = 100 * torch.tensor(values).mean(0)
-            print(f"{pe}, {BANDS[band]}: " + ", ".join(f"{mean[i]:.0f}% at {x}" for i, x in enumerate(BAND_STARTS)))
+        axes[0].legend(title="mean and range over model seeds", loc="lower left")
+    return found
 
 
 # 7d. What has the encoding that works learned?
@@ -885,132 +843,82 @@ def show_bands(found, path):
 def inspect_swaps(model, data):
     """The experiment on lists (N, T) of one length, in pairs: attention at the swapped number, and patching."""
     lists, kinds = data
-    swapped = kinds[1::2] == KINDS.index("adjacent_swap")
+    swapped = kinds[1::2] == KINDS.index("adjacent_swap")  # generate_data writes pairs one after the other
     device = model.norm.weight.device
-    clean = lists[0::2][swapped][:200].to(device)       # (M, T), sorted
-    corrupted = lists[1::2][swapped][:200].to(device)   # (M, T), two neighbours swapped
+    corrupted = lists[1::2][swapped][:200].to(device)                 # (M, T), two neighbours swapped
+    clean = lists[0::2][:len(swapped)][swapped][:200].to(device)      # (M, T), sorted
     M, T = clean.shape
-    second = (corrupted.diff(dim=1) < 0).int().argmax(dim=1) + 1  # (M,), the second of the two swapped numbers
+    second = (corrupted.diff(dim=1) < 0).int().argmax(dim=1) + 1      # (M,), the second of the two swapped numbers
     each = torch.arange(M, device=device)
+    attention_weights = model.blocks[0].attention.weights
     states = {}
-    attention = {}
     labels = {}
-    for name, x in (("sorted", clean), ("swapped", corrupted)):  # generate_data writes them one after the other
-        with torch.inference_mode(), common.recording([model.norm, model.blocks[0].attention.weights]) as seen:
+    to_previous = {}
+    for name, x in (("sorted", clean), ("swapped", corrupted)):
+        with torch.inference_mode(), common.recording([model.norm, attention_weights]) as seen:
             labels[name] = model(x) > 0
-        states[name] = seen[model.norm]                                           # (M, T, C)
-        weights = seen[model.blocks[0].attention.weights][each, :, second]        # (M, n_head, T)
-        attention[name] = {"before": weights[each, :, second - 1].mean(0).tolist(),
-                           "itself": weights[each, :, second].mean(0).tolist()}
-    right = labels["sorted"] & ~labels["swapped"]                                 # (M,), only these can be turned
-    here = F.one_hot(second, T).bool()[..., None]                                 # (M, T, 1)
-    patched = {}
+        states[name] = seen[model.norm]                               # (M, T, C)
+        weights = seen[attention_weights][each, :, second]            # (M, n_head, T), from the second number
+        to_previous[name] = weights[each, :, second - 1].mean(0).tolist()  # n_head of them
+    right = labels["sorted"] & ~labels["swapped"]                     # (M,), only these can be turned
+    here = F.one_hot(second, T).bool()[..., None]                     # (M, T, 1)
+    turned = {}
     for name, chosen in (("only that number", here), ("all others", ~here)):
-        mixed = torch.where(chosen, states["swapped"], states["sorted"])          # (M, T, C)
-        unsorted = model.classify(mixed, torch.ones_like(here[..., 0])) <= 0
-        patched[name] = (unsorted & right).sum().item() / max(1, int(right.sum()))
-    return {"n": int(right.sum()), "attention": attention, "called_unsorted": patched}
+        patched = torch.where(chosen, states["swapped"], states["sorted"])  # (M, T, C)
+        unsorted = model.classify(patched, torch.ones_like(here[..., 0])) <= 0
+        turned[name] = (unsorted & right).sum().item() / max(1, int(right.sum()))
+    return {"n": int(right.sum()), "attention_to_previous": to_previous, "called_unsorted": turned}
 
 
-def wrong_pairs(model):
-    """Ask about the lists a a a a b b b b for all a and b: the logits (100, 100), and how many are wrong."""
-    a, b = torch.cartesian_prod(torch.arange(N_NUMBERS), torch.arange(N_NUMBERS)).T
-    lists = torch.cat([a[:, None].expand(-1, 4), b[:, None].expand(-1, 4)], dim=1)  # (10,000, 8)
-    logits = logits_of(model, lists)
-    return logits.view(N_NUMBERS, N_NUMBERS), int(((logits > 0) != (a <= b)).sum())
-
-
-def attention_of(model, lists):
-    """The attention weights of every head on lists: {"L0.H0": (N, T, T), ...}."""
-    modules = [block.attention.weights for block in model.blocks]
-    with torch.inference_mode(), common.recording(modules) as seen:
-        model(pad(lists).to(model.norm.weight.device))
-    weights = {}
-    for i, module in enumerate(modules):
-        for h in range(seen[module].shape[1]):
-            weights[f"L{i}.H{h}"] = seen[module][:, h].cpu()
-    return weights
-
-
-def show_algorithm(model, found, path):
-    """Draw the heads of the first layer on a list with one swap, the answers for all pairs, and the patching."""
+def study_swaps(args, data, path):
+    """Repeat the experiment for every length and seed; draw the heads on one list; print and return the results."""
+    models = obtain_models(args, "alibi", True)
+    found = {}
+    for length in args.lengths:
+        found[str(length)] = [inspect_swaps(model, data[length]) for model in models]
+        for row in found[str(length)]:
+            to_previous = row["attention_to_previous"]
+            head = to_previous["swapped"].index(max(to_previous["swapped"]))
+            print(f"ALiBi, lists of {length}: L0.H{head} attends to the previous number with "
+                  f"{to_previous['swapped'][head]:.2f}, in the sorted list with {to_previous['sorted'][head]:.2f}; patched, "
+                  f"that hidden state alone turns {100 * row['called_unsorted']['only that number']:.1f}%")
     numbers = [3, 15, 27, 34, 41, 58, 52, 63, 72, 88]
-    weights = {head: w[0] for head, w in attention_of(model, [numbers]).items() if head.startswith("L0")}
-    pairs, wrong = wrong_pairs(model)
+    weights = {head: w[0] for head, w in attention_of(models[0], [numbers]).items() if head.startswith("L0")}
     title = "ALiBi with a causal mask, on a list in which 58 and 52 are swapped"
-    with common.figure(path, (13.5, 8), 2, 3, title=title) as axes:
-        for axis, (head, grid), slope in zip(axes[:, :2].flat, weights.items(), model.encoding.slopes):
-            common.heatmap(axis, grid, numbers, numbers)
+    with common.figure(path, 5, (len(weights) + 1) // 2, 2, title=title) as axes:
+        for axis, (head, grid), slope in zip(axes.flat, weights.items(), models[0].encoding.slopes):
+            common.heatmap(axis, grid, numbers, numbers, label="attention weight")
             axis.set(title=f"{head}, slope {slope:g}", xlabel="key", ylabel="query")
-        image = axes[0, 2].imshow(pairs.sigmoid().numpy(), vmin=0, vmax=1, cmap="PiYG", origin="lower")
-        axes[0, 2].set(title=f"Lists a a a a b b b b: {wrong:,} of {N_NUMBERS ** 2:,} wrong", xlabel="b", ylabel="a")
-        axes[0, 2].figure.colorbar(image, ax=axes[0, 2], label="probability of sorted")
-        bars = {}
-        for length, rows in found.items():
-            shares = [row["called_unsorted"] for row in rows]
-            bars[f"lists of {length}"] = [100 * sum(x[key] for x in shares) / len(shares) for key in shares[0]]
-        common.bars(axes[1, 2], list(shares[0]), bars)
-        axes[1, 2].set(title="Hidden states of a swapped list\npatched into the sorted one", ylim=(0, 105),
-                       ylabel="now called unsorted (%)")
+    return found
 
 
 def analyze(args):
     """--mode analyze: the experiments 7a to 7d, over the model seeds that the flags name."""
     out = common.folder(args.out_dir, "sorting", "analysis")
-    data = load_data(args, [f"extrapolation/{length}" for length in args.lengths])
-    if args.own_data:
+    named = load_data(args, [f"extrapolation/{length}" for length in args.lengths])
+    if common.own_data(data_folder(args)):
         log("analyze: left out for data of your own; it needs lists in pairs, as --mode gendata makes them")
         return
-    longest = args.lengths[-1]
+    data = {length: named[f"extrapolation/{length}"] for length in args.lengths}
     found = {"seeds": list(range(args.model_seed, args.model_seed + args.model_seeds))}
-    learned = models_of(args, "learned", causal=False)
-    path = common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png"
-    found["table"] = show_table(learned[0], path)
-    print(f"learned table: cosine of trained and initial row at least {min(found['table'][16:]):.4f} from position 16 on, "
-          f"at most {max(found['table'][:16]):.4f} before")
-    positions = {}
-    for pe, encoding in encodings().items():
-        for random_start in (None, ALL_STARTS) if encoding.absolute else (None,):
-            models = models_of(args, pe, random_start=random_start)
-            positions[setting_of(models[0].config)] = measure_positions(models, data, longest)
-    found["positions"] = positions
-    show_positions(positions, longest, out / "positions.png")
-    found["bands"] = {}
-    for band in BANDS:
-        found["bands"][band] = {}
-        for pe in ("sinusoidal", "learned"):
-            models = models_of(args, pe, random_start=band)
-            found["bands"][band][pe] = [[accuracy_of(model, data["extrapolation/16"], start) for start in BAND_STARTS]
-                                        for model in models]
-    show_bands(found["bands"], out / "bands.png")
-    alibi = models_of(args, "alibi")
-    swaps = {}
-    for length in args.lengths:
-        swaps[str(length)] = [inspect_swaps(model, data[f"extrapolation/{length}"]) for model in alibi]
-    found["swaps"] = swaps
-    found["wrong_pairs"] = [wrong_pairs(model)[1] for model in alibi]
-    show_algorithm(alibi[0], swaps, out / "algorithm.png")
-    for row in swaps[str(longest)]:
-        before = row["attention"]["swapped"]["before"]
-        head = before.index(max(before))
-        print(f"ALiBi, lists of {longest}: L0.H{head} attends from the second swapped number to the one before with "
-              f"{before[head]:.2f}, in the sorted list with {row['attention']['sorted']['before'][head]:.2f}; patched, "
-              f"that hidden state alone turns {100 * row['called_unsorted']['only that number']:.1f}%")
-    print(f"ALiBi: wrong of {N_NUMBERS ** 2:,} lists a a a a b b b b: {found['wrong_pairs']}")
+    learned = obtain_models(args, "learned", False)[0]
+    folder = common.folder(args.out_dir, "sorting", "extrapolation")
+    found["table"] = study_table(learned, folder / "learned_position_embeddings.png")
+    found["positions"] = study_positions(args, data, out / "positions.png")
+    found["bands"] = study_bands(args, data, out / "bands.png")
+    found["swaps"] = study_swaps(args, data, out / "algorithm.png")
     common.write_json(out / "analysis.json", found)
 
 
 # ------------------------------------------------------------------------------------------------
 # 8. Asking the trained model, and the command line
 
-MAX_ASKED = 4096  # numbers in one list: attention takes memory in proportion to their square
-
 
 def parse_list(text, model):
     """Return the numbers of "3 15 27", "3, 15, 27" or a record of a data file; UserError if it holds anything else."""
     if text.startswith("{"):
-        numbers, _ = read_list(common.parse_json(text), text[:60])
-    elif re.fullmatch(r"\s*[0-9]{1,9}(?:(?:\s*,\s*|\s+)[0-9]{1,9})*\s*", text):
+        numbers, _ = read_list(common.parse_json(text, text[:60]), text[:60])
+    elif re.fullmatch(r"[0-9]{1,9}((\s*,\s*|\s+)[0-9]{1,9})*", text.strip()):
         numbers = [int(number) for number in re.findall(r"[0-9]+", text)]
     else:
         raise UserError(f'expected numbers such as "3 15 27 41", found {text.strip()[:40]!r}')
@@ -1019,52 +927,37 @@ def parse_list(text, model):
     if max(numbers) >= N_NUMBERS:
         raise UserError(f"{max(numbers)} in {text.strip()[:40]!r}: this model was trained on numbers from 0 to 99; "
                         f"leave larger ones out")
-    limit = model.config["max_len"] if model.encoding.limited else MAX_ASKED
+    limit = model.config["max_len"] if model.encoding.limited else 4096  # attention takes memory as the square of it
     if len(numbers) > limit:
-        raise UserError(f"a list of {len(numbers):,} numbers: --pe {model.config['pe']} takes {limit:,} at most; "
-                        f"shorten it" + (" or train with a larger --max-len" if model.encoding.limited else ""))
+        raise UserError(f"a list of {len(numbers):,} numbers: --pe {model.config['pe']} takes {limit:,} at most; shorten it")
     return numbers
 
 
-def infer(args, model):
+def infer(args):
     """--mode infer: print an answer and its probability per list, and on standard error how many are right."""
-    n_right = n_asked = 0
-    for texts in common.questions(args.questions):
-        lists = []
-        try:
-            for text in texts:
-                lists.append(parse_list(text, model))
-        finally:  # what comes before a wrong line is answered
-            probabilities = logits_of(model, pad(lists)).double().sigmoid().tolist() if lists else []
-            for probability, numbers in zip(probabilities, lists):
-                answer = "sorted" if probability > 0.5 else "unsorted"
-                print(f"{answer} {max(probability, 1 - probability):.3f}", flush=True)
-                n_right += (probability > 0.5) == is_sorted(numbers)
-                n_asked += 1
-                if len(numbers) < LENGTHS[0]:
-                    log(f"note: {numbers} is shorter than any training list ({LENGTHS[0]} numbers); do not rely on it")
+    model = obtain_model(args, make_config(args, args.pe[0], args.model_seed, args.random_start))
+    n_right = 0
+    n_asked = 0
+    for text in common.questions(args.questions):
+        numbers = parse_list(text, model)
+        probability = predict(model, pad([numbers])).double().sigmoid().item()
+        print(f"{'sorted' if probability > 0.5 else 'unsorted'} {max(probability, 1 - probability):.3f}", flush=True)
+        n_right += (probability > 0.5) == is_sorted(numbers)
+        n_asked += 1
+        if len(numbers) < LENGTHS[0]:
+            log(f"note: {numbers} is shorter than any training list ({LENGTHS[0]} numbers); do not rely on it")
     log(f"{n_right:,} of {n_asked:,} right")
 
 
 def names_from(known):
-    """An argparse type: names out of known(), separated by commas; `all` stands for all of them."""
+    """An argparse type: names out of `known`, separated by commas; `all` stands for all of them."""
     def parse(text):
-        names = list(known()) if text == "all" else text.split(",")
+        names = list(known) if text == "all" else text.split(",")
         for name in names:
-            if name not in known():
-                raise common.argparse.ArgumentTypeError(f"{name[:40]!r} is none of {', '.join(known())}")
+            if name not in known:
+                raise common.argparse.ArgumentTypeError(f"{name[:40]!r} is none of {', '.join(known)}")
         return names
     return parse
-
-
-def ranges(text):
-    """An argparse type: ranges of positions such as 0-84,140-240."""
-    try:
-        if re.fullmatch(r"[0-9]{1,5}-[0-9]{1,5}(,[0-9]{1,5}-[0-9]{1,5})*", text) and len(starts_of(text)) > 1:
-            return text
-    except ValueError:
-        pass
-    raise common.argparse.ArgumentTypeError(f"expected ranges such as 0-240 or 0-84,140-240, found {text[:40]!r}")
 
 
 def command_line():
@@ -1075,23 +968,22 @@ def command_line():
     parser.add_argument("questions", nargs="*", metavar="list", help='lists such as "3 15 27", a file with one per line, or '
                         "- for standard input; without --mode they are answered")
     parser.add_argument("--mode", choices=["all", "gendata", "train", "extrapolate", "analyze", "infer"],
-                        help="what to do; all is gendata, train, extrapolate, analyze (default: all, or infer if there are "
-                             "lists)")
-    parser.add_argument("--pe", type=names_from(encodings), help=f"encodings, separated by commas, of "
+                        help="what to do; all is train, extrapolate, analyze (default: all, or infer if there are lists)")
+    parser.add_argument("--pe", type=names_from(encodings()), help=f"encodings, separated by commas, of "
                         f"{', '.join(encodings())}; or all (default: sinusoidal,learned,none,alibi; infer asks alibi with "
                         "--causal unless --pe is given)")
     parser.add_argument("--causal", action="store_true", help="a causal mask: attend to earlier numbers only")
-    parser.add_argument("--random-start", type=ranges, nargs="?", const=ALL_STARTS, metavar="RANGES",
-                        help=f"start each training list at a random position of these ({ALL_STARTS} if none are given)")
+    parser.add_argument("--random-start", choices=["everywhere", "gap", "early"], nargs="?", const="everywhere",
+                        help="start each training list at a random position: anywhere up to 240 (everywhere, also if no "
+                        "word follows), such that none touches positions 100 to 139 (gap) or goes beyond 120 (early)")
     data = parser.add_argument_group("data")
-    even = number(int, 2, 10**7)
-    data.add_argument("--n-train", type=even, default=10_000, help="lists to learn from")
-    data.add_argument("--n-val", type=even, default=2_000, help="lists to choose the best weights by")
-    data.add_argument("--n-test", type=even, default=2_000, help="lists of the same lengths for the test")
-    data.add_argument("--n-long", type=even, default=2_000, help="lists of each of the --lengths")
+    data.add_argument("--n-train", type=number(int, 2, 10**7), default=10_000, help="lists to learn from")
+    data.add_argument("--n-val", type=number(int, 2, 10**7), default=2_000, help="lists to choose the best weights by")
+    data.add_argument("--n-test", type=number(int, 2, 10**7), default=2_000, help="lists of the same lengths for the test")
+    data.add_argument("--n-long", type=number(int, 2, 10**7), default=2_000, help="lists of each of the --lengths")
     data.add_argument("--lengths", type=number(int, 8, 4096), nargs="+", default=[16, 32, 64, 128, 256], metavar="L",
                       help="numbers in the long lists (default: 16 32 64 128 256)")
-    data.add_argument("--kinds", type=names_from(lambda: UNSORTED), default=list(UNSORTED), metavar="KIND,...",
+    data.add_argument("--kinds", type=names_from(UNSORTED), default=list(UNSORTED), metavar="KIND,...",
                       help=f"kinds of unsorted lists to learn from, in turn (default: {','.join(UNSORTED)})")
     data.add_argument("--narrow", type=number(float, 0, 1), default=0.5,
                       help="share of training lists with numbers from a narrow window")
@@ -1102,40 +994,11 @@ def command_line():
     model.add_argument("--d-model", type=number(int, 2, 8192), default=32, help="channels of a number")
     model.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
     model.add_argument("--pool", choices=["max", "mean"], default="max", help="how the hidden states of a list are pooled")
-    model.add_argument("--max-len", type=number(int, 16, 65536), default=512,
+    model.add_argument("--max-len", type=number(int, 256, 65536), default=512,
                        help="positions that learned and randomized have")
     model.add_argument("--slope", type=number(float, 0), default=4.0, help="slope of the first head of alibi")
-    common.add_training_flags(parser, steps=2000, batch_size=384, lr=1e-2, warmup=100, weight_decay=0.01, eval_every=200)
-    common.add_machine_flags(parser)
+    common.add_common_flags(parser, steps=2000, batch_size=384, lr=1e-2, warmup=100, weight_decay=0.01, eval_every=200)
     return parser
-
-
-def check_flags(args):
-    """UserError for what argparse cannot check."""
-    if args.d_model % (2 * args.n_head):
-        fitting = math.ceil(args.d_model / (2 * args.n_head)) * 2 * args.n_head
-        raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} heads with an even number of "
-                        f"channels each; type --d-model {fitting}")
-    if args.mode == "infer" and not args.questions:
-        raise UserError('--mode infer needs lists; type them after it, as in --mode infer "3 15 27 41"')
-    if args.questions and args.mode != "infer":
-        raise UserError(f"--mode {args.mode} takes no lists; leave them out, or leave --mode out to have them answered")
-    if args.mode == "infer" and len(args.pe) > 1:
-        raise UserError("--mode infer asks one model; type one --pe")
-    for name in ("n_train", "n_val", "n_test", "n_long"):
-        if getattr(args, name) % 2:
-            raise UserError(f"--{name.replace('_', '-')} must be even: each sorted list has an unsorted one; type "
-                            f"--{name.replace('_', '-')} {getattr(args, name) + 1}")
-    longest = max(args.lengths) if args.mode in ("all", "extrapolate", "analyze") else LENGTHS[-1]
-    longest = max(longest, int(starts_of(args.random_start).max()) + LENGTHS[-1])
-    analyzed = args.mode in ("all", "analyze")  # whatever --pe says
-    if analyzed and LENGTHS[-1] not in args.lengths:
-        raise UserError("--mode analyze tests lists of 16 numbers; type --lengths 16 and others")
-    if analyzed:
-        longest = max(longest, STARTS[-1] + LENGTHS[-1])
-    if longest > args.max_len and (analyzed or any(encodings()[pe].limited for pe in args.pe)):
-        raise UserError(f"--max-len {args.max_len} is less than the {longest} positions that are needed; "
-                        f"type --max-len {longest}")
 
 
 def main():
@@ -1146,7 +1009,16 @@ def main():
         args.pe = ["alibi"] if args.mode == "infer" else ["sinusoidal", "learned", "none", "alibi"]
         args.causal = args.causal or args.mode == "infer"
     args.lengths = sorted(set(args.lengths))
-    check_flags(args)
+    if args.d_model % (2 * args.n_head):
+        fitting = math.ceil(args.d_model / (2 * args.n_head)) * 2 * args.n_head
+        raise UserError(f"--d-model {args.d_model} cannot be cut into --n-head {args.n_head} heads with an even number of "
+                        f"channels each; type --d-model {fitting}")
+    if args.max_len < args.lengths[-1]:
+        raise UserError(f"--max-len {args.max_len} is less than the longest list; type --max-len {args.lengths[-1]}")
+    if (args.mode == "infer") != bool(args.questions) or (args.mode == "infer" and len(args.pe) > 1):
+        raise UserError('--mode infer, and no other, answers lists, with one --pe; type for example "3 15 27 41"')
+    if args.mode in ("all", "analyze") and LENGTHS[-1] not in args.lengths:
+        raise UserError("--mode analyze tests lists of 16 numbers; type --lengths 16 and others")
     args.device = common.pick_device(args.device, args.threads)
     if args.mode == "gendata":
         generate_data(args)
@@ -1154,14 +1026,13 @@ def main():
         data = load_data(args, SPLITS)  # made first if there are none
         for pe in args.pe:
             for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-                train(args, config_of(args, pe, seed, args.random_start), data, is_main=seed == args.model_seed)
+                train(args, make_config(args, pe, seed, args.random_start), data)
     if args.mode in ("all", "extrapolate"):
         extrapolate(args)
     if args.mode in ("all", "analyze"):
         analyze(args)
     if args.mode == "infer":
-        args.own_data = common.own_name(Path(args.data_dir) / "sorting")
-        infer(args, obtain_model(args, config_of(args, args.pe[0], args.model_seed, args.random_start)))
+        infer(args)
 
 
 if __name__ == "__main__":
