@@ -465,7 +465,7 @@ def test_everything(model, leading_zeros):
     errors = int((~right).sum())
     _, count = operand_range(model.num_digits, leading_zeros)
     print(f"{len(problems):,} of {count ** 2:,} problems tested: {errors:,} wrong ({len(problems) / seconds:,.0f} per second)")
-    print("  EXPECT")
+    print("  (with the defaults usually 0; of 20 trainings with fresh data and model seeds one had 14)")
     for a, b in problems[~right][:5].tolist():
         print(f"  mistake: {a}+{b}={solve(model, [(a, b)])[0]} ({a + b})")
     n_carries = carries(problems, model.num_digits).sum(1)
@@ -624,7 +624,9 @@ def score(model, problems, without=(), values=None):
 # predicts. Hypothesis: the carry into a column comes from the column to its right, so from there some head attends to
 # it. Weights of 1/2 and 1/2 give the mean of two values, which is all that a sum needs. Attention weights show where a
 # head reads. They do not show that the model needs it; 7b to 7d test that.
-# Verdict: VERDICT7A
+# Verdict: supported. In our model enc.L0.H1 gives at least 0.95 of its weight to the next lower column, and cross.L0.H0
+# half of it. enc.L0.H2 attends to the two digits of its own column (0.91 and more). Four of five model seeds have such
+# a pairing head in the encoder, and four have a head that gives most of its weight to the next lower column.
 
 
 def draw_attention(weights, source, target, title, path):
@@ -677,7 +679,9 @@ def draw_example(model, a, b, comment, out):
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zero ablation replaces it by zeros, mean
 # ablation by its mean over the validation problems. Mean ablation keeps the part of the output that is the same for
 # every problem (it acts like a bias) and removes the part that depends on the problem.
-# Found: FOUND7B
+# Found: without enc.L0.H2, which pairs the digits of a column, nearly everything is wrong (95 points lost). The heads
+# cross.L0.H1, enc.L0.H1 and cross.L0.H3 cost 46, 18 and 17 points. Five of the twelve heads cost at most one point,
+# among them all of the decoder self-attention.
 
 
 def study_ablation(model, data, out):
@@ -703,7 +707,7 @@ def study_ablation(model, data, out):
 
 
 # A cheaper measure of importance needs one backward pass instead of one evaluation per head. Do the two agree?
-# Verdict: VERDICTIMP
+# Verdict: they do. The rank correlations for five model seeds are 0.93 to 0.95.
 
 
 def gradient_importance(model, problems):
@@ -759,7 +763,8 @@ def study_importance(model, data, out):
 # A removed head outputs zeros. We count in three ways, all on the test problems: (1) Remove each head alone. (2) Remove
 # heads one after another, each time the one that costs least on the validation problems. (3) Remove at once all heads
 # that cost at most one point in (1).
-# Verdict: VERDICT7C
+# Verdict: refuted. For five model seeds 5, 5, 4, 6 and 6 of 12 heads pass (1), the same numbers (2), and (3) leaves an
+# accuracy of at least 99.4%. No head stands in for another here.
 
 
 def study_pruning(model, data, out, n_random=20):
@@ -815,7 +820,9 @@ def study_pruning(model, data, out, n_random=20):
 # decoder knows the problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen
 # only the digits above.
 # Hypothesis: few heads move the carry. Refuted if no head alone flips most digits.
-# Verdict: VERDICT7D
+# Verdict: supported for carries out of the units. In each of five model seeds one head alone flips at least 95% of those
+# into the tens, an encoder head in seeds 1, 3 and 5, a cross-attention head in seeds 2, 4 and 5. Refuted for the carry
+# out of the hundreds: the best head alone flips 28 to 85%.
 
 
 def carry_pairs(column, origin, n_pairs, num_digits):
@@ -909,7 +916,9 @@ def study_carry(model, out, n_pairs=1000):
 # other half. Control: the same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for
 # a token where the trained encoder is no better. A probe shows what could be read; whether the model reads it is tested
 # in 7d.
-# Verdict: VERDICT7E
+# Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 1.00 and 0.99 at
+# a digit of their own column. The tens digits hold the carry out of the units too (1.00), as they need it for the sum.
+# The untrained encoder reaches at best 0.89.
 
 
 @torch.inference_mode()

@@ -534,10 +534,10 @@ def training_curves(path, history, title, guess, chance, parts):
         left.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
         middle.plot(steps, [100 * row["val_accuracy"] for row in history], marker=".", label="validation")
         middle.axhline(chance, color="black", linewidth=1, linestyle=":", label="chance")
-        middle.set(title="Accuracy", ylabel="right (%)", ylim=(-3, 103))
+        middle.set(title="Accuracy", ylabel="validation (%)", ylim=(-3, 103))
         for k, (name, shares) in enumerate(parts.items()):
             right.plot(steps, [100 * share for share in shares], linestyle=["-", "--", "-.", ":"][k % 4], label=name)
-        right.set(title="Validation, part by part", ylabel="right (%)", ylim=(-3, 103))
+        right.set(title="Accuracy, part by part", ylabel="validation (%)", ylim=(-3, 103))
         for axis in (left, middle, right):
             axis.set_xlabel("training step")
             axis.legend()

@@ -753,7 +753,7 @@ def study_positions(args, data, path):
     """Test lists of 16 by start, and the longest lists with and without the window; draw, print and return it."""
     length = args.lengths[-1]
     found = {}
-    with common.figure(path, 4.6, columns=2, title="All models with a causal mask") as ((left, right),):
+    with common.figure(path, 6, rows=2, title="All models with a causal mask") as ((upper,), (lower,)):
         for pe, encoding in encodings().items():
             for random_start in (None, "everywhere") if encoding.absolute else (None,):
                 models = obtain_models(args, pe, True, random_start)
@@ -766,22 +766,22 @@ def study_positions(args, data, path):
                 found[name] = {"start": by_start, "full": full, "window": window}
                 style = encoding.style | ({"linestyle": ":"} if random_start else {})
                 label = encoding.label + (", random starts" if random_start else "")
-                common.curve(left, range(len(LATE_STARTS)), 100 * torch.tensor(by_start), label, **style)
+                common.curve(upper, range(len(LATE_STARTS)), 100 * torch.tensor(by_start), label, **style)
                 late = sum(row[-1] for row in by_start) / len(models)
                 print(f"{name}: lists of 16 that start at {LATE_STARTS[-1]} {100 * late:.1f}%, lists of {length} "
                       f"{100 * sum(full) / len(full):.1f}%, with a window {100 * sum(window) / len(window):.1f}%")
-        left.axhline(50, color="black", linewidth=1, linestyle=":")
-        left.set_xticks(range(len(LATE_STARTS)), LATE_STARTS)
-        left.set(title="Late positions: lists of 16 that start later", xlabel="position of the first number",
-                 ylabel="balanced accuracy (%)", ylim=(44, 103))
-        left.figure.legend(title="mean and range over model seeds", loc="outside lower center", ncols=4)
+        upper.axhline(50, color="black", linewidth=1, linestyle=":")
+        upper.set_xticks(range(len(LATE_STARTS)), LATE_STARTS)
+        upper.set(title="Late positions: lists of 16 numbers that start later", xlabel="position of the first number",
+                  ylabel="balanced accuracy (%)", ylim=(44, 103))
+        upper.legend(title="mean and range over model seeds", loc="center left", bbox_to_anchor=(1, 0.5))
         bars = {"attention to all earlier numbers": [], f"to the last {WINDOW} only": []}
         for row in found.values():
             for label, values in zip(bars, (row["full"], row["window"])):
                 bars[label].append(100 * sum(values) / len(values))
-        common.bars(right, [name.replace("-causal", "") for name in found], bars)
-        right.tick_params(axis="x", rotation=90)
-        right.set(title=f"Great distances: lists of {length} numbers", ylabel="balanced accuracy (%)", ylim=(44, 118))
+        names = [name.replace("-causal", "").replace("-random-start", "\nrandom start") for name in found]
+        common.bars(lower, names, bars)
+        lower.set(title=f"Great distances: lists of {length} numbers", ylabel="balanced accuracy (%)", ylim=(44, 120))
     return found
 
 
@@ -803,7 +803,7 @@ BAND_STARTS = (0, 40, 80, 104, 112, 120, 124, 140, 160, 200, 240)
 def study_bands(args, data, path):
     """Test both encodings at positions that training left out; draw, print and return {band: {pe: (seeds, starts)}}."""
     found = {}
-    with common.figure(path, 3.2, columns=2, sharey=True) as (axes,):
+    with common.figure(path, 3.5, columns=2, sharey=True) as (axes,):
         for axis, (band, title) in zip(axes, BANDS.items()):
             found[band] = {}
             unseen = [start for start in STARTS["everywhere"] if start not in STARTS[band]]
@@ -820,7 +820,8 @@ def study_bands(args, data, path):
                       + ", ".join(f"{mean[i]:.0f}% at {start}" for i, start in enumerate(BAND_STARTS)))
             axis.set(title=title, xlabel="position of the first of 16 numbers (grey: never in training)", ylim=(40, 103))
         axes[0].set_ylabel("balanced accuracy (%)")
-        axes[0].legend(title="mean and range over model seeds", loc="lower left")
+        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), title="mean and range over model seeds",
+                              loc="outside lower center", ncols=2)
     return found
 
 

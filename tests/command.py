@@ -130,23 +130,3 @@ class CommandLineCase(unittest.TestCase):
         self.assertRegex(message, sentence)
         self.assertTrue(message.startswith("error: ") and message.count("\n") == 1, message)
         self.assertTrue(contents(self.folder) == self.before)
-
-
-def refused_checkpoints(case, script, place, whole, question, *flags):
-    """The results of asking models that are empty, cut short, foreign, or code; the code must not have been run.
-
-    place is the folder of the model in --out-dir; flags go with the question.
-    """
-    with tempfile.TemporaryDirectory() as elsewhere:
-        trap = Path(elsewhere) / "trap"
-        code = b"cos\nsystem\n(S'touch %s'\ntR." % str(trap).encode()
-        bad = [b"", whole[:1000], whole[:-100], b"hello", code]
-        commands = []
-        for i, content in enumerate(bad):
-            path = Path(elsewhere) / str(i) / place / "best_model.pth"
-            path.parent.mkdir(parents=True)
-            path.write_bytes(content)
-            commands.append([script, "--mode", "infer", "--out-dir", str(Path(elsewhere) / str(i)), *flags, question])
-        results = side_by_side(commands)
-        case.assertFalse(trap.exists())
-    return results

@@ -46,7 +46,7 @@ def labels_of(paths, configs):
 
 def draw(path, labels, histories):
     """Draw validation loss and accuracy over the steps, a line per run."""
-    with common.figure(path, (11, 4 + 0.2 * len(labels)), columns=2) as ((left, right),):
+    with common.figure(path, 3 + 0.2 * len(labels), columns=2) as ((left, right),):
         for i, history in enumerate(histories):
             steps, losses, accuracies = zip(*history)
             style = {"label": labels[i], "linestyle": ["-", "--", "-.", ":"][i % 4]}
@@ -54,7 +54,7 @@ def draw(path, labels, histories):
             right.plot(steps, [100 * accuracy for accuracy in accuracies], **style)
         left.set(xlabel="training step", ylabel="validation loss (nats)", yscale="log")
         right.set(xlabel="training step", ylabel="validation accuracy (%)", ylim=(-3, 103))
-        left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", fontsize=9)
+        left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower left")
 
 
 def main():

@@ -37,14 +37,13 @@ def hard_problems(n):
 def train_adder(num_digits, steps, threads, more=()):
     """One row: milliseconds per step, MB, and what is right of 10,000 fresh problems and of the five hardest."""
     args = add.command_line().parse_args([*FLAGS, "--num-digits", str(num_digits), "--steps", str(steps), *more])
-    args.own_data = None
     args.eval_every = max(1, steps // 4)
     device = common.pick_device("cpu", threads)
     before = most_held()
     sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
     problems = add.draw_problems(num_digits, True, sizes, args.cascades, args.seed)
     data = {split: torch.tensor(pairs) for split, pairs in problems.items()}
-    model, best = add.fit(common.config_of(args, add.SCRIPT, args.model_seed), data, device)
+    model, best = add.fit(common.config_of(args, add.SCRIPT, "no data", args.model_seed), data, device)
     held = most_held() - before
     fresh = torch.randint(0, 10**num_digits, (10_000, 2), generator=torch.Generator().manual_seed(1))
     right = 100 * add.is_right(model, fresh).double().mean()
@@ -62,7 +61,7 @@ def ask_about_lists(length, n, threads):
     model = sort.load(common.REFERENCE / "sorting" / "alibi-causal" / "best_model.pth")
     before = most_held()
     start = time.time()
-    accuracy = sort.accuracy_of(model, (lists, kinds))
+    _, accuracy, _ = sort.evaluate(model, (lists, kinds))
     return (f"| {length:,} | {n} | {1000 * (time.time() - start) / n:.2f} | {most_held() - before:.0f} "
             f"| {100 * accuracy:.1f}% |")
 

@@ -19,14 +19,14 @@ def findings(model, data):
         routes = add.study_carry(model, Path(out))["routes"]
         problems = data["test"][:2000]
         mean = {head: w.mean(0) for head, w in add.attention_of(model, problems).items()}
-    pairing = []  # of each encoder head: the lowest weight from a digit to the other digit of its column
+    pairing = {}  # the lowest weight that a digit gives to the two digits of its column
     for head, weights in mean.items():
         if head.startswith("enc"):
-            pairing.append(min(min(weights[k, k + 4], weights[k + 4, k]) for k in range(3)).item())
+            pairing[head] = min((weights[i, k] + weights[i, k + 4]).item() for k in range(3) for i in (k, k + 4))
     right = add.is_right(model, add.all_problems(model.num_digits, model.config["leading_zeros"]))
     summary = {"errors": int((~right).sum()), "removable_alone": len(pruning["removable_alone"]),
                "prunable": pruning["prunable"], "accuracy_without_all_of_those": pruning["accuracy_without_all_of_those"],
-               "rank_correlation": importance["rank_correlation"], "pairing": max(pairing)}
+               "rank_correlation": importance["rank_correlation"], "pairing": max(pairing.values())}
     for route, rates in routes.items():
         for stage in ("enc", "cross"):
             summary[f"{route}: best of {stage}"] = max(rates[head] for head in mean if head.startswith(stage))

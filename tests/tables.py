@@ -11,8 +11,9 @@ to write all of them anew; tests/test_documents.py fails where that was forgotte
     done
     python positional_sorting.py --mode analyze --model-seeds 5 --out-dir out/reference
     python attention_addition.py --model-seeds 5 --out-dir out/reference
+    python -m tests.seeds --out-dir out/reference
 
-extrapolate and analyze do not train again what is there. The PDF of the report is made by
+extrapolate, analyze and tests.seeds do not train again what is there. The PDF of the report is made by
 
     cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex \
         -V geometry:a4paper,margin=2cm -V fontsize=10pt -V header-includes='\\usepackage{float}\\floatplacement{figure}{H}'
@@ -21,7 +22,6 @@ import json
 import re
 from pathlib import Path
 
-import attention_addition as add
 import positional_sorting as sort
 
 TOP = Path(__file__).resolve().parents[1]
@@ -73,9 +73,9 @@ def adder():
 
 def attended(head, grid):
     """Where each query of a head attends to most, in words; the two digits of a column count together."""
-    problem, answer = add.token_names(3)
-    queries = problem if head.startswith("enc") else answer
-    keys = ["start", *answer[:-1]] if head.startswith("dec") else problem
+    source, target = [*"HTU+HTU"], ["Th", *"HTU"]
+    queries = source if head.startswith("enc") else target
+    keys = ["start", *target[:-1]] if head.startswith("dec") else source
     parts = []
     for query in dict.fromkeys(queries):
         rows = [grid[i] for i, name in enumerate(queries) if name == query]
@@ -94,7 +94,7 @@ def heads():
     rows = []
     for head, grid in attention.items():
         lost = [percent(ablation["baseline"] - ablation["heads"][head][way]) for way in ("mean", "zero")]
-        moved = [f"{name} {route['heads'][head]:.2f}" for name, route in routes.items() if route["heads"][head] >= 0.5]
+        moved = [f"{name} {rates[head]:.2f}" for name, rates in routes.items() if rates[head] >= 0.5]
         rows.append([head, attended(head, grid), *lost, "; ".join(moved) or "none"])
     return table(["head", "query→key that it attends to most", "points lost, mean", "points lost, zeros",
                   "carries that it flips alone (0.5 or more)"], rows)
@@ -120,15 +120,15 @@ def pruning():
 
 
 def routes():
-    def cell(stage):
-        if "set" in stage:
-            return f"{', '.join(stage['set'])}: {stage['effect']:.2f} (the others {stage['rest']:.2f})"
-        return f"all {stage['all']:.2f}"
-
     rows = []
-    for name, route in load("addition/head_analysis/carry.json")["routes"].items():
-        rows.append([name, *(cell(route["stages"][stage]) for stage in ("enc", "dec", "cross"))])
-    return table(["carry", "encoder", "decoder self-attention", "cross-attention"], rows)
+    for name, rates in load("addition/head_analysis/carry.json")["routes"].items():
+        cells = []
+        for stage in ("enc", "cross"):
+            heads = sorted((head for head in rates if head.startswith(stage)), key=rates.get, reverse=True)
+            cells += [", ".join(f"{head} {rates[head]:.2f}" for head in heads[:2]), f"{rates[f'all of {stage}']:.2f}"]
+        rows.append([name, *cells, f"{rates['all of dec']:.2f}"])
+    return table(["carry", "strongest of the encoder", "all of it", "strongest of cross-attention", "all of it",
+                  "all of decoder self-attention"], rows)
 
 
 def route_seeds():
@@ -136,11 +136,10 @@ def route_seeds():
     rows = []
     for name in load("addition/head_analysis/carry.json")["routes"]:
         cells = []
-        for stage in ("enc", "cross"):
-            numbers = [found[f"{name}: heads of {stage}"] for found in seeds.values()]
-            cells.append(", ".join(str(number) if number else "-" for number in numbers))
+        for what in ("best of enc", "all of enc", "best of cross"):
+            cells.append(", ".join(f"{found[f'{name}: {what}']:.2f}" for found in seeds.values()))
         rows.append([name, *cells])
-    return table(["carry", f"encoder heads, model seeds {', '.join(seeds)}", "cross-attention heads"], rows)
+    return table(["carry", "strongest encoder head", "all encoder heads", "strongest cross-attention head"], rows)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -190,9 +189,9 @@ def positions():
     found = load("sorting/analysis/analysis.json")["positions"]
     rows = []
     for name, row in found.items():
-        rows.append([name, *(percent(sum(values) / len(values)) for values in row["start"].values()),
-                     spread(row["full"]), spread(row["window"])])
-    return table(["model", *(f"16 from {start}" for start in row["start"]), "256", "256, window of 16"], rows)
+        means = [sum(column) / len(column) for column in zip(*row["start"])]
+        rows.append([name, *(percent(mean) for mean in means), spread(row["full"]), spread(row["window"])])
+    return table(["model", *(f"16 from {start}" for start in sort.LATE_STARTS), "256", "256, window of 16"], rows)
 
 
 def bands():
@@ -201,7 +200,7 @@ def bands():
     for band, encodings in found.items():
         for pe, seeds in encodings.items():
             means = [sum(column) / len(column) for column in zip(*seeds)]
-            rows.append([f"starts {band}", pe, *(percent(mean, 0) for mean in means)])
+            rows.append([band, pe, *(percent(mean, 0) for mean in means)])
     return table(["training", "encoding", *sort.BAND_STARTS], rows)
 
 
@@ -209,17 +208,16 @@ def swaps():
     found = load("sorting/analysis/analysis.json")["swaps"]
     rows = []
     for length, seeds in found.items():
-        cells = {"before, swapped": [], "before, sorted": [], "itself, sorted": [], "only": [], "others": []}
+        cells = {"swapped": [], "sorted": [], "only that number": [], "all others": []}
         for row in seeds:
-            before = row["attention"]["swapped"]["before"]
-            head = before.index(max(before))
-            cells["before, swapped"].append(before[head])
-            cells["before, sorted"].append(row["attention"]["sorted"]["before"][head])
-            cells["itself, sorted"].append(row["attention"]["sorted"]["itself"][head])
-            cells["only"].append(row["called_unsorted"]["only that number"])
-            cells["others"].append(row["called_unsorted"]["all others"])
+            weights = row["attention_to_previous"]
+            head = weights["swapped"].index(max(weights["swapped"]))
+            cells["swapped"].append(weights["swapped"][head])
+            cells["sorted"].append(weights["sorted"][head])
+            for which, share in row["called_unsorted"].items():
+                cells[which].append(share)
         rows.append([length, *(f"{min(x):.2f} to {max(x):.2f}" for x in cells.values())])
-    return table(["length", "weight on the number before, swapped list", "the same, sorted list", "on itself, sorted list",
+    return table(["length", "weight on the previous number, swapped list", "the same, sorted list",
                   "turned by that hidden state alone", "by all others"], rows)
 
 

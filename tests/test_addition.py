@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch.testing import assert_close
 
 import attention_addition as add
@@ -38,7 +39,7 @@ def setUpModule():
 
 
 def config_of(*typed):
-    return common.config_of(add.command_line().parse_args(typed), add.SCRIPT, model_seed=1)
+    return common.config_of(add.command_line().parse_args(typed), add.SCRIPT, "no data", model_seed=1)
 
 
 def random_model(*typed):
@@ -133,7 +134,6 @@ class Numbers(unittest.TestCase):
         self.assertEqual(target.tolist(), [[0, 6, 6, 6], [0, 6, 4, 6]])
         digits = add.to_digits(torch.tensor([1_234_567_890_123_456]), 16)
         self.assertEqual(digits.tolist(), [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6]])
-        self.assertEqual(add.to_numbers(digits).tolist(), [1_234_567_890_123_456])
 
     def test_carries_of_all_problems(self):
         problems = add.all_problems(3, leading_zeros=False)
@@ -175,14 +175,14 @@ class Data(unittest.TestCase):
 
     def load(self, *typed):
         args = add.command_line().parse_args([*self.flags, *typed])
-        return {split: problems.tolist() for split, problems in add.load_data(args).items()}, args.own_data
+        return {split: problems.tolist() for split, problems in add.load_data(args).items()}
 
     def test_default_files(self):
-        data, own_data = self.load()
-        self.assertIsNone(own_data)
+        data = self.load()
+        self.assertIsNone(common.own_data(self.folder))
         files = b"".join((self.folder / f"{split}.jsonl").read_bytes() for split in ("train", "val", "test"))
         self.assertEqual(hashlib.sha256(files).hexdigest(),
-                         "1c5ef7ea645fb8dae2e7b0f3ba4f318791a79956c43631aefcf9e01f5ddf3056")
+                         "823c7c71040d4dd8a6754b3470651b8d5753de729ba538b5e90a9fd83c934635")
         self.assertRegex(files, rb'^\{"input": \[(\d, ){3}10(, \d){3}\], "target": \[(\d, ){3}\d\]\}\n')
         self.assertEqual({split: len(data[split]) for split in data}, {"train": 10_000, "val": 2_000, "test": 2_000})
         pairs = [tuple(sorted(pair)) for problems in data.values() for pair in problems]
@@ -213,14 +213,15 @@ class Data(unittest.TestCase):
         (self.folder / "train.jsonl").write_text(f"{record}\n{record}\n{mirror}\n")
         (self.folder / "val.json").write_text(f"[{mirror}, {record}]")
         (self.folder / "test.jsonl").write_text(record)
-        data, name = self.load("--num-digits", "2")
+        data = self.load("--num-digits", "2")
+        name = common.own_data(self.folder)
         self.assertEqual(list(data.values()), [[[12, 39], [12, 39], [39, 12]], [[39, 12], [12, 39]], [[12, 39]]])
         before = {path: path.read_bytes() for path in self.folder.iterdir()}
         with self.assertRaisesRegex(UserError, "files of your own, which are not replaced"):
             add.generate_data(add.command_line().parse_args(self.flags))
         self.assertEqual({path: path.read_bytes() for path in self.folder.iterdir()}, before)
         (self.folder / "test.jsonl").write_text(mirror)
-        self.assertNotIn(self.load("--num-digits", "2")[1], (None, name))  # no model of other data will be used
+        self.assertNotIn(common.own_data(self.folder), (None, name))  # no model of other data will be used
         (self.folder / "test.jsonl").unlink()
         with self.assertRaisesRegex(UserError, r"test\.jsonl is missing"):
             self.load("--num-digits", "2")
@@ -253,9 +254,8 @@ class ScoringAndTraining(unittest.TestCase):
             self.assertTrue(0.4 < accuracy < 0.99, accuracy)  # it has learned something and not everything
             self.assertTrue(torch.equal(add.is_right(model, problems), right.all(dim=1)))
             probability = model(source, target).softmax(dim=-1).gather(2, target[..., None])
-            expected = {"val_loss": -probability.log().mean().item(), "val_accuracy": accuracy,
-                        "val_digit_accuracy": right.double().mean(dim=0).tolist()}
-            assert_close(add.validate(model, problems), expected)
+            loss = -probability.log().mean().item()
+            assert_close(add.evaluate(model, problems), (loss, accuracy, right.double().mean(dim=0).tolist()))
 
     def test_everything_is_counted(self):
         """And only the five mistakes that are printed are decoded: a bad model is wrong on nearly every problem."""
@@ -282,7 +282,8 @@ class ScoringAndTraining(unittest.TestCase):
     def test_best_weights_are_put_back(self):
         """Best is the highest accuracy, among equals the lowest loss: not the lowest loss of all, nor the last row."""
         model = nn.Linear(1, 1)
-        best = common.Best(model, steps=5)
+        model.config = {"steps": 5}
+        best = common.Best(model)
         for step, loss, accuracy in ((1, 0.1, 0.5), (2, 0.5, 0.9), (3, 0.4, 0.9), (4, 0.45, 0.9), (5, 0.3, 0.7)):
             nn.init.constant_(model.weight, step)
             best.losses += [torch.tensor(step + 0.0), torch.tensor(step + 1.0)]
@@ -302,7 +303,7 @@ class ScoringAndTraining(unittest.TestCase):
         np.testing.assert_allclose([row["lr"] for row in best.history], expected)
         row = max(best.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertLess(row["step"], 60)
-        self.assertEqual(add.validate(model, data["val"])["val_loss"], row["val_loss"])
+        self.assertEqual(add.evaluate(model, data["val"])[0], row["val_loss"])
 
     def test_training_shows_a_problem_in_both_orders(self):
         data = dict.fromkeys(("train", "val"), torch.tensor([[12, 34]]))
@@ -312,15 +313,26 @@ class ScoringAndTraining(unittest.TestCase):
         self.assertEqual(set(shown), {(1, 2, 10, 3, 4), (3, 4, 10, 1, 2)})
         self.assertTrue(10 < shown.count((3, 4, 10, 1, 2)) < 30)
 
-    def test_weight_decay_is_for_matrices_only(self):
-        model = random_model()
-        before = copy.deepcopy(model.state_dict())
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        common.adamw(model, lr=0.1, weight_decay=0.5).step()  # without gradients, decay is all that happens
-        for name, p in model.state_dict().items():
-            spared = "norm" in name or name.endswith("bias")
-            assert_close(p, before[name] * (1 if spared else 0.95))
+    def test_learning_rate_and_weight_decay(self):
+        """Without gradients, weight decay is all that happens: matrices shrink by 1 - rate x decay in each step."""
+        rates = {0.5: [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2], 1.0: [0.25, 0.5, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]}
+        for decay, expected in rates.items():
+            model = random_model()
+            before = copy.deepcopy(model.state_dict())
+            config = {"lr": 0.1, "warmup": 4, "steps": 10, "weight_decay": 0.5}
+            optimizer, schedule = common.optimizer_of(model, config, decay)
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            found = []
+            for _ in range(10):
+                found.append([group["lr"] for group in optimizer.param_groups])
+                optimizer.step()
+                schedule.step()
+            np.testing.assert_allclose(found, [[0.1 * rate] * 2 for rate in expected])
+            shrunk = np.prod([1 - 0.5 * 0.1 * rate for rate in expected])
+            for name, p in model.state_dict().items():
+                spared = "norm" in name or name.endswith("bias")
+                assert_close(p, before[name] * (1 if spared else shrunk))
 
     def test_mean_and_standard_deviation(self):
         expected = {"mean": np.mean([2, 3, 7]), "std": np.std([2, 3, 7], ddof=1), "per_seed": [2, 3, 7]}
@@ -356,7 +368,7 @@ class Hooks(unittest.TestCase):
         self.assertFalse(torch.equal(patched, self.before))
 
     def test_hooks_leave_no_trace(self):
-        add.ablate(self.model, self.problems, self.problems)
+        add.score(self.model, self.problems, add.heads_of(self.model))
         add.gradient_importance(self.model, self.problems)
         for context in (add.replacing(self.model, add.heads_of(self.model)), common.recording(self.model.modules())):
             with self.assertRaises(ZeroDivisionError), context:
@@ -372,22 +384,40 @@ class LookingInside(unittest.TestCase):
         self.model = TRAINED[0]
         self.heads = ["enc.L0.H0", "enc.L0.H1", "dec.L0.H0", "dec.L0.H1", "cross.L0.H0", "cross.L0.H1"]
 
+    def study(self, name, function, *arguments, **options):
+        """What a study returns, which it must also have written; self.figure is what it has drawn, a list of axes."""
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            with mock.patch("matplotlib.figure.Figure.savefig", autospec=True, side_effect=Figure.savefig) as saved:
+                table = function(self.model, *arguments, Path(folder), **options)
+            self.assertEqual(json.loads(Path(folder, f"{name}.json").read_text()), table)
+            self.assertTrue(Path(folder, f"{name}.png").read_bytes().startswith(b"\x89PNG"))
+        self.figure = saved.call_args.args[0].axes
+        return table
+
     def accuracy(self, problems, heads=(), values=None):
-        answers = add.to_numbers(run(self.model, problems, heads, values).argmax(dim=-1))
-        return (answers == problems.sum(1)).double().mean().item()
+        answers = run(self.model, problems, heads, values).argmax(dim=-1)
+        return (answers == add.to_digits(problems.sum(1), 3)).all(dim=1).double().mean().item()
 
     def test_ablation(self):
         """The mean is one over problems, and over other ones than those of the test: each token keeps its own."""
-        val = random_problems(150, 2, seed=1)
-        test = random_problems(300, 2, seed=2)
-        table = add.ablate(self.model, val, test)
-        lost = add.importance(self.model, val)["ablation"]
-        means = {head: output.mean(dim=0) for head, output in add.record_heads(self.model, val, "heads").items()}
-        self.assertEqual((table["n"], table["baseline"], list(means)), (300, self.accuracy(test), self.heads))
-        for head in self.heads:
-            self.assertEqual(table["heads"][head]["zero"], self.accuracy(test, {head}))
-            self.assertEqual(table["heads"][head]["mean"], self.accuracy(test, {head}, means))
-            self.assertEqual(lost[head], self.accuracy(val) - self.accuracy(val, {head}))
+        data = {"val": random_problems(150, 2, seed=1), "test": random_problems(300, 2, seed=2)}
+        table = self.study("ablation", add.study_ablation, data)
+        bars = [bar.get_height() for bar in self.figure[0].patches]
+        values = add.record_heads(self.model, data["val"], "heads")
+        means = {head: output.mean(dim=0) for head, output in values.items()}
+        full = self.accuracy(data["test"])
+        self.assertEqual((table["n"], table["baseline"], list(means)), (300, full, self.heads))
+        for i, head in enumerate(self.heads):
+            row = table["heads"][head]
+            self.assertEqual(row["zero"], self.accuracy(data["test"], {head}))
+            self.assertEqual(row["mean"], self.accuracy(data["test"], {head}, means))
+            assert_close([bars[i], bars[6 + i]], [100 * (full - row["zero"]), 100 * (full - row["mean"])])
+        found = self.study("importance", add.study_importance, data)
+        lost = {head: self.accuracy(data["val"]) - self.accuracy(data["val"], {head}) for head in self.heads}
+        self.assertEqual((found["n"], found["ablation"]), (150, lost))
+        self.assertEqual(found["gradient"], add.gradient_importance(self.model, data["val"]))
+        pairs = [list(found[key].values()) for key in ("ablation", "gradient")]
+        self.assertEqual(found["rank_correlation"], add.rank_correlation(*pairs))
 
     def test_pruning(self):
         """Heads are ranked on validation problems, here without carries, and judged on test problems, here with."""
@@ -395,7 +425,7 @@ class LookingInside(unittest.TestCase):
         has_carry = schoolbook_carries(problems, 2).any(axis=0)
         val = problems[~has_carry]
         test = problems[has_carry]
-        found = add.prune(self.model, val, test, n_random=3)
+        found = self.study("pruning", add.study_pruning, {"val": val, "test": test}, n_random=3)
         order = found["order"]
         self.assertEqual(sorted(order), sorted(self.heads))
         for k in range(6):  # of all heads that are left, the one that hurts least goes next
@@ -403,10 +433,12 @@ class LookingInside(unittest.TestCase):
             self.assertEqual(left[0], max(left))
         curve = [self.accuracy(test, order[:k]) for k in range(7)]
         self.assertEqual(found["curves"]["greedy"], curve)
+        np.testing.assert_allclose(self.figure[0].lines[0].get_xydata(), [[k, 100 * curve[k]] for k in range(7)], rtol=1e-6)
         self.assertEqual([(len(c), c[0], c[6]) for c in found["curves"]["random"]], [(7, curve[0], curve[6])] * 3)
-        self.assertEqual(found["prunable"], max(k for k in range(7) if curve[k] >= curve[0] - 0.01))
+        prunable = max(k for k in range(7) if curve[k] >= curve[0] - 0.01)
         alone = [head for head in self.heads if self.accuracy(test, {head}) >= curve[0] - 0.01]
-        self.assertEqual(found["removable_alone"], alone)
+        self.assertEqual((found["prunable"], found["prunable_share"]), (prunable, prunable / 6))
+        self.assertEqual((found["removable_alone"], found["removable_alone_share"]), (alone, len(alone) / 6))
         self.assertEqual(found["accuracy_without_all_of_those"], self.accuracy(test, alone))
 
     def test_gradient_importance_by_finite_differences(self):
@@ -430,9 +462,10 @@ class LookingInside(unittest.TestCase):
 
     def test_flip_rates(self):
         """Half of the pairs are patched in each direction. Only those count that are right unpatched."""
-        routes = add.trace_carry(self.model, n_pairs=400)["routes"]
+        routes = self.study("carry", lambda model, out: add.study_carry(model, out, n_pairs=400))["routes"]
         self.assertEqual(list(routes), ["units to tens", "units to hundreds", "tens to hundreds"])
-        for route, (column, origin) in zip(routes.values(), ((1, 0), (2, 0), (2, 1))):
+        drawn = self.figure[0].images[0].get_array()
+        for route, rates, (column, origin) in zip(range(3), routes.values(), ((1, 0), (2, 0), (2, 1))):
             def predicted(*inputs):
                 return run(self.model, *inputs)[:, 2 - column].argmax(dim=1)
 
@@ -448,22 +481,16 @@ class LookingInside(unittest.TestCase):
                 for head in self.heads:
                     n_flipped[head] += (usable & (predicted(clean, {head}, values) == flipped)).sum().item()
             self.assertTrue(150 < n_usable < 400, n_usable)
-            self.assertEqual(route["heads"], {head: n_flipped[head] / n_usable for head in self.heads})
-            self.assertTrue(any(0.1 < rate < 0.9 for rate in route["heads"].values()))
-            self.assertEqual((route["stages"]["cross"]["all"], route["stages"]["dec"]["all"]), (1, 0))
-
-    def test_sufficient_set(self):
-        strength = {"a": 1 / 16, "b": 8 / 16, "c": 6 / 16, "d": 1 / 16}
-        found = add.sufficient_set(lambda heads: sum(strength[head] for head in heads), list("abcd"))
-        self.assertEqual(found, {"all": 1, "set": ["b", "c", "a"], "effect": 15 / 16, "rest": 1 / 16})
-        found = add.sufficient_set(lambda heads: float(bool(heads & {"b", "c"})), list("abcd"))
-        self.assertEqual(found, {"all": 1, "set": ["b"], "effect": 1, "rest": 1})  # c stands in for b
-        self.assertEqual(add.sufficient_set(lambda heads: 0.2 * len(heads), list("abcd")), {"all": 0.8})
+            shares = {head: n_flipped[head] / n_usable for head in self.heads}
+            stages = {"all of enc": rates["all of enc"], "all of dec": 0, "all of cross": 1}
+            self.assertEqual(rates, shares | stages)
+            self.assertTrue(any(0.1 < share < 0.9 for share in shares.values()))
+            np.testing.assert_allclose(drawn[:, route], list(rates.values()), rtol=1e-6)
 
     def test_probe(self):
         problems = random_problems(600, 2)
         carry = schoolbook_carries(problems, 2).T
-        table = add.compare_probes(self.model, problems)
+        table = self.study("probe", add.study_probe, {"test": problems})
         torch.manual_seed(1)
         for which, model in (("trained", self.model), ("untrained", add.Adder(self.model.config))):
             memory = model.encode(add.tokenize(problems, 2)[0]).detach().double().numpy()
@@ -475,19 +502,31 @@ class LookingInside(unittest.TestCase):
         self.assertEqual(table["n"], 300)
 
     def test_figures_have_queries_on_y_and_keys_on_x(self):
+        """Of one problem, and of the mean over problems, whose last sheet shows all heads."""
+        test = random_problems(50, 2)
+        one = add.attention_of(self.model, [(34, 15)])
+        mean = {head: weights.mean(0, keepdim=True) for head, weights in add.attention_of(self.model, test).items()}
         with mock.patch.object(common, "heatmap", wraps=common.heatmap) as heatmap:
             with tempfile.TemporaryDirectory() as folder:
                 add.draw_example(self.model, 34, 15, "", Path(folder))
-        problem = list("34+15")
-        labels = {"enc": [problem, problem], "dec": [list("049"), ["start", "0", "4"]], "cross": [list("049"), problem]}
-        weights = add.attention_of(self.model, [(34, 15)])
-        for call, (head, grid) in zip(heatmap.call_args_list, weights.items(), strict=True):
-            axis = call.args[0]
-            ticks = [[label.get_text() for label in axis.get_yticklabels()],
-                     [label.get_text() for label in axis.get_xticklabels()]]
-            self.assertEqual(ticks, labels[head.split(".")[0]])
-            self.assertEqual((axis.get_title(), axis.get_xlabel(), axis.get_ylabel()[:5]), (head, "key", "query"))
-            np.testing.assert_array_equal(axis.images[0].get_array(), grid[0])
+                add.study_attention(self.model, {"test": test}, Path(folder))
+                written = json.loads(Path(folder, "head_analysis", "attention.json").read_text())
+        self.assertEqual(written["n"], 50)
+        drawn = [call.args[0] for call in heatmap.call_args_list]
+        self.assertEqual(len(drawn), 18)
+        for axes, problem, answer, weights in ((drawn[:6], "34+15", "049", one), (drawn[12:], "TU+TU", "HTU", mean)):
+            labels = {"enc": [[*problem]] * 2, "dec": [[*answer], ["start", *answer[:-1]]],
+                      "cross": [[*answer], [*problem]]}
+            for axis, (head, grid) in zip(axes, weights.items(), strict=True):
+                ticks = [[label.get_text() for label in axis.get_yticklabels()],
+                         [label.get_text() for label in axis.get_xticklabels()]]
+                stage = head.split(".")[0]
+                self.assertEqual(ticks, labels[stage])
+                query = "query" if stage == "enc" else "digit to predict"
+                self.assertEqual((axis.get_title(), axis.get_xlabel(), axis.get_ylabel()), (head, "key", query))
+                np.testing.assert_allclose(axis.images[0].get_array(), grid[0], atol=1e-6)
+                if weights is mean:
+                    np.testing.assert_allclose(written["mean_weights"][head], grid[0], atol=1e-4)
 
 
 if __name__ == "__main__":

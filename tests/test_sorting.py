@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch.testing import assert_close
 
 import common
@@ -38,16 +39,12 @@ def setUpModule():
 
 
 def args_of(*typed):
-    args = sort.command_line().parse_args(typed)
-    args.own_data = None
-    args.lengths = args.lengths or [16, 32, 64, 128, 256]  # as main() does
-    args.kinds = args.kinds or list(sort.UNSORTED)
-    return args
+    return sort.command_line().parse_args(["--data-dir", "no data", *typed])
 
 
 def config_of(pe, *typed):
     args = args_of(*typed)
-    return sort.config_of(args, pe, 1, args.random_start)
+    return sort.make_config(args, pe, 1, args.random_start)
 
 
 def data_of(n, lengths, seed=0):
@@ -65,7 +62,7 @@ def fit(pe, *typed):
 
 def random_model(pe, *typed):
     torch.manual_seed(0)
-    sizes = ["--n-layer", "2", "--n-head", "2", "--d-model", "16", "--d-ff", "24", "--max-len", "64"]
+    sizes = ["--n-layer", "2", "--n-head", "2", "--d-model", "16", "--d-ff", "24", "--max-len", "256"]
     model = sort.SortednessEncoder(config_of(pe, *sizes, *typed))
     nn.init.normal_(model.token_embedding.weight)  # large enough to tell numbers apart
     return model.double().eval()
@@ -82,6 +79,15 @@ def states_of(model, lists, *options):
     with torch.no_grad(), common.recording([model.norm]) as seen:
         model(lists, *options)
     return seen[model.norm]
+
+
+def balanced_accuracy(model, data, *options):
+    """By its definition."""
+    lists, kinds = data
+    with torch.no_grad():
+        right = ((model(lists, *options) > 0) == (kinds == 0)).double().numpy()
+    *of_unsorted, = (right[kinds == i].mean() for i in kinds.unique() if i > 0)
+    return (right[kinds == 0].mean() + np.mean(of_unsorted)) / 2
 
 
 class Data(unittest.TestCase):
@@ -112,6 +118,7 @@ class Data(unittest.TestCase):
         self.assertTrue(2.5 < np.mean(n_moved["swaps"]) < np.mean(n_moved["shuffled"]) - 1)
 
     def test_shares(self):
+        self.assertEqual(len(sort.draw_records(random.Random(0), 7, sort.UNSORTED, 0.5, [8], set())), 7)
         for records, n in zip(self.sets, (4000, 2000, 200)):
             kinds = Counter(record["kind"] for record in records)
             self.assertEqual(kinds, {"sorted": n // 2} | {kind: n // 10 for kind in sort.UNSORTED})
@@ -184,8 +191,8 @@ class Files(unittest.TestCase):
         with self.assertRaisesRegex(UserError, "files of your own, which are not replaced"):
             sort.generate_data(args)
         args.device = "cpu"
-        model = sort.train(args, sort.config_of(args, "none", 1), data, is_main=True)
-        self.assertTrue(model.config["own_data"])  # so that it is not used with other data
+        model = sort.train(args, sort.make_config(args, "none", 1, None), data)
+        self.assertEqual(len(model.config["own_data"]), 16)  # so that it is not used with other data
 
     def test_a_wrong_record_is_named(self):
         good = {"sequence": [1, 2, 2], "is_sorted": 1, "length": 3}
@@ -248,16 +255,19 @@ class Encodings(unittest.TestCase):
             change = (moved - model(lists)).abs()
             self.assertTrue(change.min() > 1e-5 if pe in ABSOLUTE else change.max() < 1e-5, (pe, change))
 
-    def test_flag_for_random_starts(self):
-        """It is dropped where it changes nothing."""
-        for ranges, starts in {None: [0], "0-3": [0, 1, 2, 3], "0-1,5-7": [0, 1, 5, 6, 7]}.items():
-            self.assertEqual(sort.starts_of(ranges).tolist(), starts)
-        for pe in ALL:
-            config = config_of(pe, "--random-start")
-            self.assertEqual(config["random_start"], "0-240" if pe in ABSOLUTE else None)
-            self.assertEqual(sort.setting_of(config), pe + "-random-start" * (pe in ABSOLUTE))
-        config = config_of("learned", "--causal", "--random-start", "0-4,9-12")
-        self.assertEqual(sort.setting_of(config), "learned-causal-random-start-0-4,9-12")
+    def test_random_starts(self):
+        """Which positions lists of 16 touch; and the flag is dropped where it changes nothing."""
+        touched = {None: {*range(16)}, "everywhere": {*range(256)}, "gap": {*range(100), *range(140, 256)},
+                   "early": {*range(121)}}
+        found = {name: {start + i for start in starts for i in range(16)} for name, starts in sort.STARTS.items()}
+        self.assertEqual(found, touched)
+        for word, pe in itertools.product(([], ["everywhere"], ["gap"], ["early"]), ALL):
+            config = config_of(pe, "--random-start", *word)
+            self.assertEqual(config["random_start"], (word or ["everywhere"])[0] if pe in ABSOLUTE else None)
+            name = "-".join([pe, "random-start", *word]).removesuffix("-everywhere")
+            self.assertEqual(sort.setting_name(config), name if pe in ABSOLUTE else pe)
+        config = config_of("learned", "--causal", "--random-start", "early")
+        self.assertEqual(sort.setting_name(config), "learned-causal-random-start-early")
 
 
 def weights_for_pytorch(attention):
@@ -338,31 +348,33 @@ class Model(unittest.TestCase):
             self.assertFalse(torch.isclose(states, states_of(model, lists))[:, 5:].all(dim=-1).any())
 
     def test_answers_do_not_depend_on_chunks(self):
-        model = random_model("learned", "--causal")
-        lists = some_lists(700, 16)
-        for rows, options in itertools.product((9, 10_000), ((), (7,), (7, 3))):
-            with mock.patch.object(sort, "rows_at_once", return_value=rows):
-                assert_close(sort.logits_of(model, lists, *options), model(lists, *options).detach())
-        self.assertEqual(sort.solve(model, lists[:50].tolist()), (model(lists[:50]) > 0).tolist())
+        model = random_model("sinusoidal", "--causal")
+        for lists, options in itertools.product((some_lists(600, 16), some_lists(20, 256)), ((), (7,), (7, 3))):
+            assert_close(sort.predict(model, lists, *options), model(lists, *options).detach())
+        lists = some_lists()
+        self.assertEqual(sort.solve(model, lists.tolist()), (model(lists) > 0).tolist())
 
-    def test_recalls_and_balanced_accuracy(self):
-        logits = torch.randn(500)
+    def test_evaluate(self):
         kinds = torch.randint(6, (500,))  # all but "unsorted"
-        recall = sort.recalls(logits, kinds)
-        of_sorted, *of_unsorted = [(logits[kinds == i] > 0).double().mean().item() for i in range(6)]
-        expected = [of_sorted] + [1 - share for share in of_unsorted]
-        np.testing.assert_allclose([recall[name] for name in sort.KINDS[:6]], expected)
-        self.assertAlmostEqual(sort.balanced_accuracy(recall), (expected[0] + np.mean(expected[1:])) / 2)
-        for constant in (-1, 1):
-            self.assertEqual(sort.balanced_accuracy(sort.recalls(torch.full((500,), constant), kinds)), 0.5)
+        for logits in (torch.randn(500), torch.full((500,), -1.0), torch.ones(500)):
+            with mock.patch.object(sort, "predict", return_value=logits):
+                loss, accuracy, recall = sort.evaluate(nn.Identity(), (torch.zeros(500, 16), kinds))
+            of_sorted, *of_unsorted = [(logits[kinds == i] > 0).double().mean().item() for i in range(6)]
+            expected = [of_sorted] + [1 - share for share in of_unsorted]
+            np.testing.assert_allclose([recall[name] for name in sort.KINDS[:6]], expected)
+            self.assertAlmostEqual(accuracy, (expected[0] + np.mean(expected[1:])) / 2)
+            probability = torch.where(kinds == 0, logits.sigmoid(), 1 - logits.sigmoid())
+            self.assertAlmostEqual(loss, -probability.log().mean().item(), places=5)
+        self.assertEqual(accuracy, 0.5)  # a constant answer
 
     def test_a_model_that_sees_the_numbers_only_scores_exactly_half(self):
         lists, kinds = data_of(400, sort.LENGTHS)
-        logits = sort.logits_of(random_model("none"), lists)
+        logits = sort.predict(random_model("none"), lists)
         logits = (logits - logits.median()).round(decimals=9)  # half are called sorted, both lists of a pair alike
-        recall = sort.recalls(logits, kinds)
+        with mock.patch.object(sort, "predict", return_value=logits):
+            _, accuracy, recall = sort.evaluate(nn.Identity(), (lists, kinds))
         self.assertTrue(0.3 < recall["sorted"] < 0.7)
-        self.assertAlmostEqual(sort.balanced_accuracy(recall), 0.5, places=12)
+        self.assertAlmostEqual(accuracy, 0.5, places=12)
 
 
 class Training(unittest.TestCase):
@@ -379,21 +391,13 @@ class Training(unittest.TestCase):
         assert_close(model.encoding.table[16:], decayed[16:])
         self.assertTrue(((model.encoding.table - decayed)[:16].abs().amax(dim=1) > 0.01).all())
 
-    def test_weight_decay_is_for_matrices_only(self):
-        model = random_model("learned")
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        decayed, spared = common.adamw(model, lr=0.1, weight_decay=0.5).param_groups
-        self.assertEqual([decayed["weight_decay"], spared["weight_decay"]], [0.5, 0])
-        vectors = {name for name in names.values() if "norm" in name or name.endswith("bias")}
-        self.assertEqual({names[parameter] for parameter in spared["params"]}, vectors)
-
     def test_the_best_weights_come_back(self):
         model, best = fit("none", "--causal", "--steps", "60", "--eval-every", "5", "--lr", "0.1")
         row = max(best.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertLess(row["step"], 60)
-        self.assertEqual(sort.validate(model, data_of(200, sort.LENGTHS, seed=2))["val_loss"], row["val_loss"])
+        self.assertEqual(sort.evaluate(model, data_of(200, sort.LENGTHS, seed=2))[0], row["val_loss"])
 
-    def test_training_lists_are_shifted_and_start_where_the_ranges_say(self):
+    def test_training_lists_are_shifted_and_start_where_the_flag_says(self):
         """Each list of a batch has its own start. Validation lists are as they are and start at 0."""
         starts = []
 
@@ -406,34 +410,33 @@ class Training(unittest.TestCase):
                 self.assertEqual(position.tolist(), list(range(16)))
             return h
 
-        with mock.patch.object(sort.Sinusoidal, "embed", embed):
+        with mock.patch.object(sort.Sinusoidal, "embed", embed), mock.patch.dict(sort.STARTS, gap=[3, 4, 5, 9, 10]):
             with mock.patch.object(sort, "shift", lambda lists, generator: torch.full_like(lists, 42)):
-                fit("sinusoidal", "--random-start", "3-5,9-10", "--steps", "5")
+                fit("sinusoidal", "--random-start", "gap", "--steps", "5")
         self.assertEqual((len(starts), set(starts)), (5 * 64, {3, 4, 5, 9, 10}))
 
     def test_it_learns(self):
         for data in (data_of(200, sort.LENGTHS, seed=2), data_of(200, [64])):
-            self.assertGreater(sort.accuracy_of(TRAINED[0], data), 0.7)
+            self.assertGreater(sort.evaluate(TRAINED[0], data)[1], 0.7)
 
 
 class LongLists(unittest.TestCase):
     def test_mean_and_standard_deviation(self):
         values = [0.5, 0.75, 1.0]
-        found = sort.summarize([{"16": {"accuracy": x, "recall": {"sorted": 1 - x}}} for x in values])["16"]
+        with mock.patch.object(sort, "evaluate", side_effect=[(0, x, {"sorted": 1 - x}) for x in values]):
+            found = sort.test_lengths([None] * 3, {"16": None})["16"]
         self.assertEqual([found["mean"], found["std"]], [statistics.mean(values), statistics.stdev(values)])
-        self.assertEqual(found["recall"]["sorted"]["per_seed"], [0.5, 0.25, 0])
+        self.assertEqual((found["per_seed"], found["recall"]["sorted"]["per_seed"]), (values, [0.5, 0.25, 0]))
 
     def test_curves(self):
-        """The panel of random starts repeats encodings that they do not change; other ranges are not drawn."""
-        args = args_of("--lengths", "16", "32")
+        """The panel of random starts repeats encodings that they do not change; some starts only are not drawn."""
         results = {}
         for pe, causal, random_start, at16 in (("sinusoidal", False, None, [0.75]), ("alibi", True, None, [1, 0.5]),
-                                               ("learned", True, "0-4", [0.25]), ("learned", True, "0-240", [1])):
+                                               ("learned", True, "gap", [0.25]), ("learned", True, "everywhere", [1])):
             lengths = {"16": {"per_seed": at16}, "32": {"per_seed": [x / 2 for x in at16]}}
-            results[len(results)] = {"pe": pe, "causal": causal, "random_start": random_start, "lengths": lengths,
-                                     "data": sort.data_settings(args)}
+            results[len(results)] = {"pe": pe, "causal": causal, "random_start": random_start, "lengths": lengths}
         with mock.patch.object(common, "curve", wraps=common.curve) as curve, tempfile.TemporaryDirectory() as folder:
-            sort.show_extrapolation(results, args, Path(folder))
+            sort.show_extrapolation(results, [16, 32], Path(folder))
         found = {}
         for axis in [call.args[0] for call in curve.call_args_list]:
             lines = [line for line in axis.lines if line.get_label()[0] != "_"]
@@ -442,6 +445,17 @@ class LongLists(unittest.TestCase):
         alibi = {"ALiBi": [[16, 75], [32, 37.5]]}
         self.assertEqual(found, {"no mask": {"sinusoidal": [[16, 75], [32, 37.5]]}, "causal mask": alibi,
                                  "causal mask, random starts": alibi | {"learned": [[16, 100], [32, 50]]}})
+
+    def test_kinds(self):
+        results = {}
+        for name, shares in (("a", (0.1, 0.2)), ("b", (0.3, 0.4))):
+            recall = {kind: {"mean": share} for kind, share in zip(("swaps", "sorted"), shares)}
+            results[name] = {"lengths": {"16": {}, "32": {"recall": recall}}}
+        with mock.patch.object(common, "heatmap", wraps=common.heatmap) as heatmap:
+            with tempfile.TemporaryDirectory() as folder:
+                sort.show_kinds(results, "32", Path(folder))
+        _, grid, rows, columns, *_ = heatmap.call_args.args
+        self.assertEqual((grid, rows, columns), ([[20, 10], [40, 30]], ["a", "b"], ["sorted", "swaps"]))
 
 
 class Comparer(nn.Module):
@@ -481,8 +495,7 @@ class Why(unittest.TestCase):
         for many, others in ((False, 0), (True, n_later / 100)):
             found = sort.inspect_swaps(Comparer(many), self.data)
             self.assertEqual(found, {"n": 100, "called_unsorted": {"only that number": 1, "all others": others},
-                                     "attention": {"sorted": {"before": [0], "itself": [1]},
-                                                   "swapped": {"before": [1], "itself": [0]}}})
+                                     "attention_to_previous": {"sorted": [0], "swapped": [1]}})
 
     def test_swaps_of_a_trained_model(self):
         model = TRAINED[0]
@@ -500,39 +513,64 @@ class Why(unittest.TestCase):
         found = sort.inspect_swaps(model, self.data)
         self.assertEqual(found["n"], len(turned["all others"]))
         assert_close(found["called_unsorted"], expected)
-        np.testing.assert_allclose(found["attention"]["swapped"]["before"], np.mean(before, axis=0), rtol=1e-4)
-
-    def test_wrong_pairs(self):
-        logits, wrong = sort.wrong_pairs(Comparer(False))
-        a = np.arange(100)
-        np.testing.assert_array_equal(logits > 0, a[:, None] <= a)
-        self.assertEqual(wrong, 0)
-        model = random_model("none")
-        nn.init.zeros_(model.to_logit.weight)
-        nn.init.ones_(model.to_logit.bias)  # calls everything sorted
-        self.assertEqual(sort.wrong_pairs(model)[1], 100 * 99 // 2)
+        np.testing.assert_allclose(found["attention_to_previous"]["swapped"], np.mean(before, axis=0), rtol=1e-4)
 
     def test_table(self):
         """Training has turned the rows of its 16 positions, and no other."""
         model, _ = fit("learned", "--steps", "20", "--warmup", "1", "--lr", "0.1")
         with tempfile.TemporaryDirectory() as folder:
-            cosines = sort.show_table(model, Path(folder, "table.png"))
+            cosines = sort.study_table(model, Path(folder, "table.png"))
         self.assertEqual(len(cosines), 512)
         self.assertGreater(min(cosines[16:]), 0.99999)
         self.assertLess(max(cosines[:16]), 0.99)
 
+    def models(self, args, pe, causal, random_start=None):
+        """In place of obtain_models: two of each setting, which call half of the lists sorted."""
+        if (pe, random_start) not in self.made:
+            flags = ["--causal", "--n-layer", "1"] + ["--random-start", random_start] * bool(random_start)
+            self.made[pe, random_start] = [random_model(pe, *flags), random_model(pe, *flags)]
+            for model, start in zip(self.made[pe, random_start], (0, 100)):
+                logits = sort.predict(model, self.data[0], start).sort().values
+                model.to_logit.bias.data -= logits[499:501].mean()
+        return self.made[pe, random_start]
+
+    def study(self, function, data):
+        """Return what a study finds, and its axes."""
+        self.made = {}
+        with mock.patch.object(sort, "obtain_models", self.models), tempfile.TemporaryDirectory() as folder:
+            with mock.patch("matplotlib.figure.Figure.savefig", autospec=True, side_effect=Figure.savefig) as saved:
+                found = function(args_of("--lengths", "16", "32"), data, Path(folder, "figure.png"))
+        return found, saved.call_args.args[0].axes
+
     def test_positions(self):
-        data = {"extrapolation/16": self.data, "extrapolation/32": data_of(200, [32])}
-        for pe in ("sinusoidal", "none", "rope", "alibi"):
-            model = random_model(pe, "--causal", "--n-layer", "1")
-            logits = sort.logits_of(model, self.data[0]).sort().values
-            model.to_logit.bias.data -= logits[499:501].mean()  # half are called sorted
-            found = sort.measure_positions([TRAINED[0], model], data, 32)
-            first, *others = found["start"].values()
-            self.assertEqual(first, [sort.accuracy_of(TRAINED[0], self.data), sort.accuracy_of(model, self.data)])
-            self.assertEqual(others == 5 * [first], pe != "sinusoidal")
-            for key, window in (("full", 32), ("window", 16)):
-                self.assertEqual(found[key][1], sort.accuracy_of(model, data["extrapolation/32"], window=window))
+        data = {16: self.data, 32: data_of(200, [32])}
+        found, (upper, lower) = self.study(sort.study_positions, data)
+        self.assertEqual(len(found), 8)
+        self.assertEqual([label.get_text() for label in upper.get_xticklabels()], [*map(str, sort.LATE_STARTS)])
+        for row, line, models in zip(found.values(), upper.lines, self.made.values()):
+            for k, model in enumerate(models):
+                first, *others = row["start"][k]
+                self.assertEqual(others == 5 * [first], not model.encoding.absolute)
+                expected = [balanced_accuracy(model, self.data, start) for start in sort.LATE_STARTS]
+                np.testing.assert_allclose(row["start"][k], expected)
+                np.testing.assert_allclose(row["full"][k], balanced_accuracy(model, data[32]))
+                np.testing.assert_allclose(row["window"][k], balanced_accuracy(model, data[32], 0, 16))
+            np.testing.assert_allclose(line.get_ydata(), 100 * np.mean(row["start"], axis=0))
+        heights = [bar.get_height() for bar in lower.patches]
+        means = [100 * np.mean(row[key]) for key in ("full", "window") for row in found.values()]
+        np.testing.assert_allclose(heights, means)
+
+    def test_bands(self):
+        found, axes = self.study(sort.study_bands, {16: self.data})
+        for (band, table), axis, (first, last) in zip(found.items(), axes, ((85, 139), (106, 240))):
+            for (pe, values), line in zip(table.items(), axis.lines[1:]):
+                for model, row in zip(self.made[pe, band], values):
+                    expected = [balanced_accuracy(model, self.data, start) for start in sort.BAND_STARTS]
+                    np.testing.assert_allclose(row, expected)
+                self.assertEqual((line.get_label(), line.get_xdata().tolist()), (pe, [*sort.BAND_STARTS]))
+                np.testing.assert_allclose(line.get_ydata(), 100 * np.mean(values, axis=0))
+            grey = axis.patches[0].get_extents().transformed(axis.transData.inverted())
+            np.testing.assert_allclose([grey.x0, grey.x1], [first, last])
 
 
 if __name__ == "__main__":

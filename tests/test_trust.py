@@ -84,13 +84,11 @@ class Case(unittest.TestCase):
         return run(script, "--mode", mode, *TINY[script], *places(self.folder), *flags, **options)
 
     def args(self, script, *flags):
-        args = SCRIPTS[script].command_line().parse_args([*TINY[script], *places(self.folder), *flags])
-        args.own_data = None
-        return args
+        return SCRIPTS[script].command_line().parse_args([*TINY[script], *places(self.folder), *flags])
 
     def config(self, script, pe="alibi"):
         args = self.args(script)
-        return common.config_of(args, ADD, 1) if script == ADD else sort.config_of(args, pe, 1)
+        return common.config_of(args, ADD, add.data_folder(args), 1) if script == ADD else sort.make_config(args, pe, 1, None)
 
     def load(self, script):
         args = self.args(script)
@@ -98,8 +96,8 @@ class Case(unittest.TestCase):
 
     def find_model(self, script, **changes):
         build = add.Adder if script == ADD else sort.SortednessEncoder
-        name = MODEL[script].removeprefix("out/")
-        return common.find_model(self.folder / "out", [name], self.config(script) | changes, build)
+        folder = Path(MODEL[script]).relative_to("out").parent
+        return common.find_model(self.args(script), folder, self.config(script) | changes, build)
 
     def assert_works(self, result):
         self.assertEqual(result.returncode, 0, result.stderr)
@@ -244,27 +242,33 @@ class Models(Case):
     def test_order(self):
         """First --out-dir, then the reference results; only the same configuration; a line says which."""
         mine = self.folder / MODEL[ADD]
+        second = mine.parent / "seeds" / "2.pth"
         reference = self.folder / "reference/addition/best_model.pth"
         reference.parent.mkdir(parents=True)
+        second.parent.mkdir()
+        checkpoint = torch.load(mine, weights_only=True)
         with mock.patch.object(common, "REFERENCE", self.folder / "reference"), quiet() as said:
             self.find_model(ADD)
             shutil.move(mine, reference)
             self.find_model(ADD)
-            checkpoint = torch.load(reference, weights_only=True)
-            checkpoint["config"]["lr"] = 3.0
-            torch.save(checkpoint, mine)
-            self.assertEqual(self.find_model(ADD).config["lr"], 0.02)
-            del checkpoint["config"]["model_seed"]
-            torch.save(checkpoint, mine)
-            self.assertEqual(self.find_model(ADD).config["lr"], 0.02)
-            for changes in ({"seed": 7}, {"own_data": "1234"}, {"d_ff": 32}, {"model_seed": 2}):
-                with self.assertRaisesRegex(UserError, "has other settings"):  # a training would replace it
+            for name, value in (("lr", 3.0), ("model_seed", 4)):
+                torch.save(checkpoint | {"config": checkpoint["config"] | {name: value}}, mine)
+                self.assertEqual(self.find_model(ADD).config["lr"], 0.02)
+                with self.assertRaisesRegex(UserError, rf"best_model.pth has .*{name} {value} \(wanted"):
+                    self.find_model(ADD, d_ff=32)  # a training would replace it
+            for changes in ({"seed": 7}, {"own_data": "1234"}, {"weight_decay": 0.1}):
+                with self.assertRaisesRegex(UserError, "best_model.pth has "):
                     self.find_model(ADD, **changes)
+            self.assertIsNone(self.find_model(ADD, model_seed=2))  # it would stand beside it
+            torch.save(checkpoint | {"config": checkpoint["config"] | {"model_seed": 2}}, second)
+            self.find_model(ADD, model_seed=2)
+            with self.assertRaisesRegex(UserError, r"2.pth has d_ff 16 \(wanted 32\); pass the settings it has"):
+                self.find_model(ADD, model_seed=2, d_ff=32)
             mine.unlink()
             self.assertIsNone(self.find_model(ADD, seed=7))
-        self.assertEqual(said.getvalue().splitlines()[:4], [
-            f"model: {mine}", f"model: {reference}", f"model: {mine} is not used: it has lr 3.0 (wanted 0.02)",
-            f"model: {reference}"])
+        used = [mine, reference, reference, reference, "none with these settings, training one", second,
+                "none with these settings, training one"]
+        self.assertEqual(said.getvalue().splitlines(), [f"model: {which}" for which in used])
 
     def test_something_else(self):
         """Files cut short, text, code, models of the other script, of other versions and shapes: none is used or run."""
@@ -411,7 +415,7 @@ class Obstacles(Case):
         val, settings = f"{DATA[ADD]}/val.jsonl", f"{DATA[ADD]}/settings.json"
         gendata, ask, long = (ADD, "gendata"), (ADD, "infer", "34+15"), (SORT, "extrapolate")
         train = (ADD, "train")
-        elsewhere, seed5 = ("--data-dir", f"{self.folder}/elsewhere"), ("--seed", "5")
+        elsewhere, seed5, seed3 = ("--data-dir", f"{self.folder}/elsewhere"), ("--seed", "5"), ("--model-seed", "3")
         small = ("--num-digits", "1", "--leading-zeros", "--n-train", "30", "--n-val", "5", "--n-test", "5")
         situations = [  # a file and its new content; a command; its message; what to remove and to type
             (None, None, train + seed5, r"made with seed 641 \(wanted 5\); pass the flags it was made with, choose another "
@@ -425,12 +429,14 @@ class Obstacles(Case):
             (None, None, (ADD, "train", "--lr", "1e30"), "try a smaller --lr", [(ADD, "train", "--lr", "0.1")]),
             (None, None, (ADD, "infer", "3+4"), "from 10 to 99; type --num-digits .and --leading-zeros",
              [(ADD, "infer", "3+4", *small, *elsewhere, "--out-dir", f"{self.folder}/elsewhere/out")]),
+            (None, None, ask + seed3, r"has model_seed 1 \(wanted 3\); pass the settings it has, choose another --out-dir, or "
+             "type --mode train to replace it", [ask, ask + seed3 + ("--out-dir", f"{self.folder}/elsewhere/out"),
+                                                 train + seed3, ask + seed3]),
             (RESULTS, "{", long, f"{RESULTS} .* remove it", [RESULTS, long])]
         for text in ("[]", "3", '{"rope": 3}', '{"rope": {"pe": "rope"}}', '{"rope": NaN}'):
             situations.append((RESULTS, text, long, f"{RESULTS} .* remove it", []))
         for command in [(*gendata, "--n-head", "3"), (*gendata, "--n-train", "9999"), (SORT, "gendata", "--d-model", "10"),
-                        (SORT, "gendata", "--n-val", "21"),
-                        (SORT, "gendata", "--pe", "learned", "--random-start", "0-40", "--max-len", "20")]:
+                        (SORT, "gendata", "--lengths", "600")]:
             situations.append((None, None, command, "type --", None))  # the command with what it says to type
         for name, content, command, message, then in situations:
             self.copy_results()
@@ -462,7 +468,8 @@ class Nonsense(Case):
     def test_command_lines(self):
         rng = random.Random(641)
         wrong = [(ADD, "train", "--model-seed", "4294967297"), (ADD, "train", "--out-dir", "README.md"),
-                 (SORT, "train", "--data-dir", "README.md"), (SORT, "train", "--out-dir", "a" * 300)]
+                 (SORT, "train", "--data-dir", "README.md"), (SORT, "train", "--out-dir", "a" * 300),
+                 (ADD, "infer", "\udcff"), (SORT, "infer", "\udcff")]
         commands = []
         for script, module in SCRIPTS.items():
             flags = [action.option_strings[0] for action in module.command_line()._actions
