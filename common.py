@@ -613,7 +613,7 @@ def questions(words):
     elif len(words) == 1 and os.path.isfile(words[0]):
         lines = Path(words[0]).read_bytes().splitlines()
     else:
-        lines = [word.encode() for word in words]
+        lines = [os.fsencode(word) for word in words]
     for line in lines:
         if line.strip():
             yield line.decode(errors="replace").strip()
