@@ -753,7 +753,7 @@ def study_positions(args, data, path):
     """Test lists of 16 by start, and the longest lists with and without the window; draw, print and return it."""
     length = args.lengths[-1]
     found = {}
-    with common.figure(path, 6, rows=2, title="All models with a causal mask") as ((upper,), (lower,)):
+    with common.figure(path, 6.4, rows=2, title="All models with a causal mask") as ((upper,), (lower,)):
         for pe, encoding in encodings().items():
             for random_start in (None, "everywhere") if encoding.absolute else (None,):
                 models = obtain_models(args, pe, True, random_start)
@@ -774,7 +774,8 @@ def study_positions(args, data, path):
         upper.set_xticks(range(len(LATE_STARTS)), LATE_STARTS)
         upper.set(title="Late positions: lists of 16 numbers that start later", xlabel="position of the first number",
                   ylabel="balanced accuracy (%)", ylim=(44, 103))
-        upper.legend(title="mean and range over model seeds", loc="center left", bbox_to_anchor=(1, 0.5))
+        upper.figure.legend(*upper.get_legend_handles_labels(), title="upper panel: mean and range over model seeds",
+                            loc="outside lower center", ncols=4)
         bars = {"attention to all earlier numbers": [], f"to the last {WINDOW} only": []}
         for row in found.values():
             for label, values in zip(bars, (row["full"], row["window"])):
