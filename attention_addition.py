@@ -131,6 +131,7 @@ def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
 
 
 def data_folder(args):
+    """Where the data files are."""
     return Path(args.data_dir) / "addition"
 
 
