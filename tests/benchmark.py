@@ -37,9 +37,9 @@ def take_turns(name, ours, theirs, rounds):
     print(f"{name:<52} {ours_ms:8.2f} {theirs_ms:10.2f} {ratio:8.2f}")
 
 
-def training_step(model, source, target):
+def training_step(model, config, source, target):
     """A function that makes one whole training step, as in attention_addition.fit."""
-    optimizer, _ = common.optimizer_of(model, model.config, decay=0.6)
+    optimizer, _ = common.optimizer_of(model, config, decay=0.6)
 
     def step():
         loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten())
@@ -74,8 +74,8 @@ def main():
     theirs = TorchAdder(ours)
     take_turns("transformer: forward, training mode", lambda: ours(source, target), lambda: theirs(source, target),
                options.rounds)
-    take_turns("transformer: forward + backward + update", training_step(ours, source, target),
-               training_step(TorchAdder(add.Adder(config)), source, target), options.rounds)
+    take_turns("transformer: forward + backward + update", training_step(ours, config, source, target),
+               training_step(TorchAdder(add.Adder(config)), config, source, target), options.rounds)
     ours.eval()
     theirs.eval()
     take_turns("transformer: forward, no gradients", without_gradients(lambda: ours(source, target)),
