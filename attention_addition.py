@@ -634,7 +634,7 @@ def score(model, problems, without=(), values=None):
 def draw_attention(weights, source, target, title, path):
     """Draw a heatmap per head, a row of them per block: weights {head: (T, S)}, names of the source and target tokens."""
     n_rows = len({head.rsplit(".", 1)[0] for head in weights})
-    with common.figure(path, 2.1 * n_rows + 0.4, n_rows, len(weights) // n_rows, title=title) as axes:
+    with common.figure(path, 1.7 * n_rows + 0.4, n_rows, len(weights) // n_rows, title=title) as axes:
         for axis, (head, grid) in zip(axes.flat, weights.items()):
             queries = source if head.startswith("enc") else target
             keys = ["start", *target[:-1]] if head.startswith("dec") else source

@@ -15,8 +15,8 @@ to write all of them anew; tests/test_documents.py fails where that was forgotte
 
 extrapolate, analyze and tests.seeds do not train again what is there. The PDF of the report is made by
 
-    cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex \
-        -V geometry:a4paper,margin=2cm -V fontsize=10pt -V header-includes='\\usepackage{float}\\floatplacement{figure}{H}'
+    cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex -V geometry:a4paper,margin=2cm -V fontsize=10pt \\
+        -V header-includes='\\usepackage{float,etoolbox}\\floatplacement{figure}{H}\\AtBeginEnvironment{longtable}{\\footnotesize}'
 """
 import json
 import re
@@ -35,7 +35,7 @@ def load(name):
 
 
 def table(head, rows):
-    widths = [max(len(str(row[k])) for row in (head, *rows)) for k in range(len(head))]  # the PDF takes them from the dashes
+    widths = [max(14, *(len(str(row[k])) for row in (head, *rows))) for k in range(len(head))]  # the PDF takes them from dashes
     lines = []
     for row in (head, ["-" * width for width in widths], *rows):
         lines.append("| " + " | ".join(str(cell) for cell in row) + " |\n")
@@ -72,12 +72,12 @@ def adder():
 
 
 def attended(head, grid):
-    """Where each query of a head attends to most, in words; the two digits of a column count together."""
+    """Where each digit attends to most, in words; the two digits of a column count together."""
     source, target = [*"HTU+HTU"], ["Th", *"HTU"]
     queries = source if head.startswith("enc") else target
     keys = ["start", *target[:-1]] if head.startswith("dec") else source
     parts = []
-    for query in dict.fromkeys(queries):
+    for query in dict.fromkeys(query for query in queries if query != "+"):
         rows = [grid[i] for i, name in enumerate(queries) if name == query]
         shares = {}
         for j, key in enumerate(keys):
