@@ -441,6 +441,22 @@ class LookingInside(unittest.TestCase):
         self.assertEqual((found["removable_alone"], found["removable_alone_share"]), (alone, len(alone) / 6))
         self.assertEqual(found["accuracy_without_all_of_those"], self.accuracy(test, alone))
 
+    def test_pruning_of_known_costs(self):
+        """Made-up accuracies: validation and test rank differently, and two heads stand in for each other on test."""
+        data = {"val": ["validation"], "test": ["test"]}
+        costs = {"validation": (0.5, 0.0, 0.2, 0.1, 0.3, 0.4), "test": (0.2, 0.02, 0.0, 0.01, 0.005, 0.1)}
+
+        def score(model, problems, without=()):
+            both = 0.3 if problems == data["test"] and {"dec.L0.H0", "cross.L0.H0"} <= set(without) else 0.0
+            return 1 - both - sum(cost for head, cost in zip(self.heads, costs[problems[0]]) if head in without)
+
+        with mock.patch("attention_addition.score", score):
+            found = self.study("pruning", add.study_pruning, data, n_random=1)
+        self.assertEqual(found["order"], [self.heads[k] for k in (1, 3, 2, 4, 5, 0)])
+        np.testing.assert_allclose(found["curves"]["greedy"], [1, 0.98, 0.97, 0.97, 0.665, 0.565, 0.365])
+        self.assertEqual((found["prunable"], found["removable_alone"]), (0, [self.heads[k] for k in (2, 3, 4)]))
+        self.assertAlmostEqual(found["accuracy_without_all_of_those"], 0.685)
+
     def test_gradient_importance_by_finite_differences(self):
         """Michel et al. define it as |dL/dx| where x = 1 multiplies the output of a head."""
         problems = random_problems(20, 2)
