@@ -601,17 +601,19 @@ def attention_of(model, problems):
 
 def replacing(model, heads, values=None):
     """While the block runs, replace the outputs of some heads: by zeros, or by values {head: (N or 1, T, d_head)}."""
-    changes = []
-    for head in heads:
-        attention, h = heads_of(model)[head]
+    found = heads_of(model)
 
-        def change(outputs, head=head, h=h):  # (N, n_head, T, d_head)
+    def change_of(head):
+        _, h = found[head]
+
+        def change(outputs):  # (N, n_head, T, d_head)
             outputs = outputs.clone()
             outputs[:, h] = 0.0 if values is None else values[head]
             return outputs
 
-        changes.append((attention.heads, change))
-    return common.patching(changes)
+        return change
+
+    return common.patching([(found[head][0].heads, change_of(head)) for head in heads])
 
 
 def score(model, problems, without=(), values=None):
@@ -655,8 +657,8 @@ def study_attention(model, data, out):
         stage = name.split("/")[1]
         chosen = {head: grid for head, grid in mean.items() if stage == "attention" or head.startswith(stage)}
         draw_attention(chosen, source, target, f"{title}, mean of {len(problems):,} test problems", out / f"{name}.png")
-    rounded = {head: [[round(x, 4) for x in row] for row in grid.tolist()] for head, grid in mean.items()}
-    common.write_json(out / "head_analysis" / "attention.json", {"n": len(problems), "mean_weights": rounded})
+    numbers = {head: grid.tolist() for head, grid in mean.items()}
+    common.write_json(out / "head_analysis" / "attention.json", {"n": len(problems), "mean_weights": numbers})
 
 
 # One problem shows what the mean hides. A head with weight on both digits of a column may attend to both on each
@@ -721,14 +723,14 @@ def gradient_importance(model, problems):
     """
     source, target = tokens_of(model, problems)
     heads = heads_of(model)
-    modules = list(dict.fromkeys(attention.heads for attention, _ in heads.values()))
-    with common.recording(modules) as seen:
+    with common.recording([attention.heads for attention, _ in heads.values()]) as seen:
         loss = F.cross_entropy(model(source, target).transpose(1, 2), target, reduction="sum")  # each problem its own loss
-    gradients = torch.autograd.grad(loss, [seen[module] for module in modules])
-    scores = []
-    for module, gradient in zip(modules, gradients):
-        scores += (seen[module] * gradient).sum(dim=(2, 3)).abs().mean(dim=0).tolist()  # n_head of them
-    return {head: score / sum(scores) for head, score in zip(heads, scores)}
+    gradients = dict(zip(seen, torch.autograd.grad(loss, list(seen.values()))))  # {module: (N, n_head, T, d_head)}
+    scores = {}
+    for head, (attention, h) in heads.items():
+        product = seen[attention.heads][:, h] * gradients[attention.heads][:, h]  # (N, T, d_head)
+        scores[head] = product.sum(dim=(1, 2)).abs().mean().item()
+    return {head: score / sum(scores.values()) for head, score in scores.items()}
 
 
 def rank_correlation(x, y):
@@ -902,10 +904,9 @@ def study_carry(model, out, n_pairs=1000):
     table = {"n_pairs": n_pairs, "routes": routes}
     common.write_json(out / "carry.json", table)
     grid = [[rates[name] for rates in routes.values()] for name in groups]
-    texts = [[f"{value:.2f}" if value >= 0.05 else "" for value in row] for row in grid]
     with common.figure(out / "carry.png", 1.2 + 0.22 * len(groups)) as ((axis,),):
         common.heatmap(axis, grid, list(groups), [route.replace(" to ", "\nto ") for route in routes],
-                       label="share of pairs whose digit flips", texts=texts)
+                       label="share of pairs whose digit flips", digits=2)
         axis.set(title="Which heads move the carry?", ylabel="patched heads",
                  xlabel=f"from which column to which digit of the sum ({n_pairs:,} pairs each)")
     return table
@@ -948,8 +949,7 @@ def study_probe(model, data, out):
     tokens = [f"{name} of a" for name in names] + ["+"] + [f"{name} of b" for name in names]
     with common.figure(out / "probe.png", 1.2 + 0.25 * len(tokens), columns=2, sharey=True) as (axes,):
         for axis, which in zip(axes, ("trained", "untrained")):
-            texts = [[f"{value:.2f}" for value in row] for row in table[which]]
-            common.heatmap(axis, table[which], tokens, names[::-1], (0.5, 1), label="accuracy of the probe", texts=texts)
+            common.heatmap(axis, table[which], tokens, names[::-1], (0.5, 1), label="accuracy of the probe", digits=2)
             axis.set(title=f"{which} encoder", xlabel=f"carry out of this column ({n:,} problems)")
     for k, name in enumerate(names[::-1]):
         best = [100 * max(row[k] for row in table[which]) for which in ("trained", "untrained")]

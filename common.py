@@ -489,18 +489,19 @@ def figure(path, height, rows=1, columns=1, title=None, **options):
             drawing.savefig(temporary, format="png")
 
 
-def heatmap(axis, grid, rows, columns, limits=(0, 1), label=None, texts=None):
-    """Draw a grid of numbers with named rows and columns; with `label`, a colour bar; with `texts`, words in the cells."""
+def heatmap(axis, grid, rows, columns, limits=(0, 1), label=None, digits=None):
+    """Draw a grid of numbers with named rows and columns; with `label`, a colour bar; with `digits`, the numbers too."""
     image = axis.imshow(torch.as_tensor(grid).numpy(), vmin=limits[0], vmax=limits[1], cmap="Blues", aspect="auto")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.grid(False)
     if label:
         axis.figure.colorbar(image, ax=axis, label=label)
-    for i, row in enumerate(texts or []):
-        for j, text in enumerate(row):
-            dark = grid[i][j] > limits[0] + 0.6 * (limits[1] - limits[0])
-            axis.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+    if digits is not None:
+        for i, row in enumerate(grid):
+            for j, value in enumerate(row):
+                dark = value > limits[0] + 0.6 * (limits[1] - limits[0])
+                axis.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color="white" if dark else "black")
 
 
 def curve(axis, x, values, label, **style):

@@ -681,9 +681,11 @@ def show_extrapolation(results, lengths, out):
             axis.minorticks_off()
             axis.set(title=setting, xlabel="numbers in the list", ylim=(44, 103))
         axes[0].set_ylabel("balanced accuracy (%), chance is 50")
-        lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label()[0] != "_"}
-        axes[0].figure.legend(lines.values(), lines, title="mean and range over model seeds", loc="outside lower center",
-                              ncols=6)
+        lines = {}
+        for axis in axes:
+            for line, label in zip(*axis.get_legend_handles_labels()):
+                lines[label] = line
+        axis.figure.legend(lines.values(), lines, title="mean and range over model seeds", loc="outside lower center", ncols=6)
 
 
 def show_kinds(results, length, out):
@@ -693,9 +695,8 @@ def show_kinds(results, length, out):
         recall = entry["lengths"][length]["recall"]
         grid.append([100 * recall[kind]["mean"] for kind in KINDS if kind in recall])
     kinds = [kind.replace("_", "\n") for kind in KINDS if kind in recall]
-    texts = [[f"{value:.0f}" for value in row] for row in grid]
     with common.figure(out / "extrapolation_by_kind.png", 1.2 + 0.25 * len(grid)) as ((axis,),):
-        common.heatmap(axis, grid, list(results), kinds, (0, 100), label="recall (%)", texts=texts)
+        common.heatmap(axis, grid, list(results), kinds, (0, 100), label="recall (%)", digits=0)
         axis.set(title=f"Lists of {length} numbers: the share of each kind that is right")
 
 
