@@ -100,6 +100,19 @@ class CommandLine(CommandLineCase):
         analysis = read(top, "analysis/analysis.json")
         self.assertEqual(accuracy, [row[0] for row in analysis["positions"]["alibi-causal"]["start"]])
 
+    def test_results_of_other_data_are_kept_but_not_drawn(self):
+        top = self.elsewhere(copy=True)
+        path = top / "out/sorting" / RESULTS
+        found = json.loads(path.read_text())
+        found["rope"] = found["alibi"] | {"pe": "rope", "data": {"seed": 1}}
+        path.write_text(json.dumps(found))
+        args = sort.command_line().parse_args(["--pe", "alibi", *TINY, *places(top)])
+        args.device = "cpu"
+        with mock.patch.object(sort, "show_kinds") as drawn, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            sort.extrapolate(args)
+        self.assertEqual(json.loads(path.read_text()), found)
+        self.assertEqual(set(drawn.call_args.args[0]), set(found) - {"rope"})
+
     def test_a_seventh_encoding_is_one_class(self):
         """It works in training, on long lists, in the experiments and in their figures."""
 
