@@ -480,6 +480,10 @@ def test_everything(model, leading_zeros):
 
 # ------------------------------------------------------------------------------------------------
 # 6. Training
+#
+# In each step the model predicts all digits of a batch by teacher forcing. The loss is the cross-entropy of the correct
+# digits. The learning rate rises during a short warm-up and falls to 0 over the last 60% of the steps (the reasons are
+# in common.optimizer_of). The weights with the highest validation accuracy are kept.
 
 
 def fit(config, data, device):

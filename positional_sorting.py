@@ -467,6 +467,9 @@ def evaluate(model, data, start=0, window=None):
 # Training lists start at position 0, or with --random-start at a random position (SHAPE, Kiyono et al. 2021). Then all
 # positions up to 255 occur in training, although no list is longer than 16. Section 7c leaves some positions out.
 #
+# The learning rate rises during a short warm-up, then falls to 0 over all steps (the reasons are in
+# common.optimizer_of). The weights with the highest validation accuracy are kept.
+#
 # Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a
 # random amount each time a list is used, so that the model sees more pairs of numbers.
 
