@@ -694,8 +694,8 @@ def draw_example(model, a, b, comment, out):
 
 def study_ablation(model, data, out):
     """Measure, draw and print the accuracy on the test problems that each head is worth."""
-    test = data["test"]
-    means = {head: outputs.mean(0, keepdim=True) for head, outputs in record_heads(model, data["val"], "heads").items()}
+    val, test = data["val"][:2000], data["test"]
+    means = {head: outputs.mean(0, keepdim=True) for head, outputs in record_heads(model, val, "heads").items()}
     table = {"n": len(test), "baseline": score(model, test), "heads": {}}
     for head in heads_of(model):
         table["heads"][head] = {"zero": score(model, test, {head}), "mean": score(model, test, {head}, means)}
