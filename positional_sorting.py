@@ -191,8 +191,8 @@ def load_data(args, names):
 # way. Pool them, and the order is gone. A causal mask is itself a source of order: the first number attends to one
 # number, the second to two, and so on, so even a model without encoding can tell orders apart (Kazemnejad et al. 2023).
 #
-# An encoding can enter at three points, one method each. To write your own, add a class here; it then works in every
-# mode and figure.
+# An encoding can enter at three points: the embedded tokens, the queries and keys, or the scores q k^T. Each is one
+# method of the class Encoding. To write your own, add a class here; it then works in every mode and figure.
 
 
 class Encoding(nn.Module):
@@ -473,7 +473,12 @@ def evaluate(model, data, start=0, window=None):
 # Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a
 # random amount each time a list is used, so that the model sees more pairs of numbers.
 
-STARTS = {None: [0], "everywhere": [*range(241)], "gap": [*range(85), *range(140, 241)], "early": [*range(106)]}
+STARTS = {
+    None: [0],
+    "everywhere": [*range(241)],            # a list of 16 numbers that starts at 240 ends at position 255
+    "gap": [*range(85), *range(140, 241)],  # no list touches positions 100 to 139
+    "early": [*range(106)],                 # no list goes beyond position 120
+}
 
 
 def make_config(args, pe, model_seed, random_start):
@@ -621,12 +626,14 @@ def test_lengths(models, data):
     """Balanced accuracy and recall of each kind, over seeds, for each data set in data {name: (lists, kinds)}."""
     table = {}
     for name, lists in data.items():
-        results = [evaluate(model, lists) for model in models]  # (loss, accuracy, recall) for each seed
-        row = common.mean_std([accuracy for _, accuracy, _ in results])
-        row["recall"] = {}
-        for kind in results[0][2]:
-            row["recall"][kind] = common.mean_std([recall[kind] for _, _, recall in results])
-        table[name] = row
+        accuracies = []
+        recalls = []
+        for model in models:
+            _, accuracy, recall = evaluate(model, lists)
+            accuracies.append(accuracy)
+            recalls.append(recall)
+        table[name] = common.mean_std(accuracies)
+        table[name]["recall"] = {kind: common.mean_std([recall[kind] for recall in recalls]) for kind in recalls[0]}
     return table
 
 
@@ -636,8 +643,11 @@ def extrapolate(args):
     A run adds or replaces its own entries in extrapolation_results.json and leaves the others.
     """
     out = common.folder(args.out_dir, "sorting", "extrapolation")
-    data = load_data(args, ["test", *(f"extrapolation/{length}" for length in args.lengths)])
-    data = {"8-16" if name == "test" else name.split("/")[1]: lists for name, lists in data.items()}
+    files = {"8-16": "test"}
+    for length in args.lengths:
+        files[str(length)] = f"extrapolation/{length}"
+    loaded = load_data(args, files.values())
+    data = {name: loaded[file] for name, file in files.items()}
     source = data_settings(args) | {"own_data": common.own_data(data_folder(args))}
     path = out / "extrapolation_results.json"
     results = common.parse_json(path.read_bytes(), path) if path.exists() else {}
