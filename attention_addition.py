@@ -436,13 +436,18 @@ def is_right(model, problems, label=None):
     return torch.cat(common.parallel_map(check, problems.split(512), label))
 
 
-@torch.inference_mode()
 def evaluate(model, problems):
     """Loss and greedy accuracy on problems (N, 2): of whole answers, and of each digit (n+1 numbers)."""
-    source, target = tokens_of(model, problems)
-    loss = F.cross_entropy(model(source, target).transpose(1, 2), target)
-    right = greedy_decode(model, source) == target  # (N, n+1)
-    return loss.item(), right.all(dim=1).double().mean().item(), right.double().mean(dim=0).tolist()
+    @torch.inference_mode()
+    def run(chunk):
+        source, target = tokens_of(model, chunk)
+        losses = F.cross_entropy(model(source, target).transpose(1, 2), target, reduction="none")  # (B, n+1)
+        return losses.cpu(), (greedy_decode(model, source) == target).cpu()
+
+    chunks = common.parallel_map(run, problems.split(512))
+    loss = torch.cat([losses for losses, _ in chunks]).mean().item()
+    right = torch.cat([right for _, right in chunks])  # (N, n+1)
+    return loss, right.all(dim=1).double().mean().item(), right.double().mean(dim=0).tolist()
 
 
 def all_problems(num_digits, leading_zeros):
