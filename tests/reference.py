@@ -26,6 +26,7 @@ class TorchAdder(nn.Module):
 
     def __init__(self, ours):
         super().__init__()
+        self.config = ours.config
         self.token_embedding = ours.token_embedding
         self.source_position = ours.source_position
         self.target_position = ours.target_position

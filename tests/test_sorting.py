@@ -9,13 +9,11 @@ import tempfile
 import unittest
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch.testing import assert_close
 
@@ -74,20 +72,15 @@ def some_lists(n=32, length=12, padding=0):
     return lists
 
 
+def accuracy(*arguments, **options):
+    return sort.evaluate(*arguments, **options)[1]
+
+
 def states_of(model, lists, *options):
     """The hidden states (N, T, C) that are pooled."""
     with torch.no_grad(), common.recording([model.norm]) as seen:
         model(lists, *options)
     return seen[model.norm]
-
-
-def balanced_accuracy(model, data, *options):
-    """By its definition."""
-    lists, kinds = data
-    with torch.no_grad():
-        right = ((model(lists, *options) > 0) == (kinds == 0)).double().numpy()
-    *of_unsorted, = (right[kinds == i].mean() for i in kinds.unique() if i > 0)
-    return (right[kinds == 0].mean() + np.mean(of_unsorted)) / 2
 
 
 class Data(unittest.TestCase):
@@ -178,7 +171,7 @@ class Files(unittest.TestCase):
         self.assertEqual([files[1][3].count(kind) for kind in ("shuffled", "reversed", "swap")], [5, 5, 0])
 
     def test_own_data_are_used_as_they_are(self):
-        """The keys of the assignment, any number, JSON Lines or an array; gendata never replaces them."""
+        """The keys of the assignment, any number of records, JSON Lines or an array."""
         rising = {"sequence": [1, 2, 2], "is_sorted": 1, "length": 3}
         falling = {"sequence": [9, 4], "is_sorted": 0, "length": 2}
         self.write("train.jsonl", rising, falling)
@@ -188,8 +181,6 @@ class Files(unittest.TestCase):
         data = sort.load_data(args, sort.SPLITS)
         self.assertEqual(data["train"][0].tolist(), [[1, 2, 2], [9, 4, sort.PAD]])
         self.assertEqual([kinds.tolist() for lists, kinds in data.values()], [[0, 6], [6, 0, 0], [3, 0]])
-        with self.assertRaisesRegex(UserError, "files of your own, which are not replaced"):
-            sort.generate_data(args)
         args.device = "cpu"
         model = sort.train(args, sort.make_config(args, "none", 1, None), data)
         self.assertEqual(len(model.config["own_data"]), 16)  # so that it is not used with other data
@@ -355,26 +346,28 @@ class Model(unittest.TestCase):
         self.assertEqual(sort.solve(model, lists.tolist()), (model(lists) > 0).tolist())
 
     def test_evaluate(self):
+        model = nn.Identity()
         kinds = torch.randint(6, (500,))  # all but "unsorted"
         for logits in (torch.randn(500), torch.full((500,), -1.0), torch.ones(500)):
-            with mock.patch.object(sort, "predict", return_value=logits):
-                loss, accuracy, recall = sort.evaluate(nn.Identity(), (torch.zeros(500, 16), kinds))
+            with mock.patch.object(sort, "predict", return_value=logits) as predict:
+                loss, balanced, recall = sort.evaluate(model, ("lists", kinds), 5, 6)
+            predict.assert_called_with(model, "lists", 5, 6)
             of_sorted, *of_unsorted = [(logits[kinds == i] > 0).double().mean().item() for i in range(6)]
             expected = [of_sorted] + [1 - share for share in of_unsorted]
             np.testing.assert_allclose([recall[name] for name in sort.KINDS[:6]], expected)
-            self.assertAlmostEqual(accuracy, (expected[0] + np.mean(expected[1:])) / 2)
+            self.assertAlmostEqual(balanced, (expected[0] + np.mean(expected[1:])) / 2)
             probability = torch.where(kinds == 0, logits.sigmoid(), 1 - logits.sigmoid())
             self.assertAlmostEqual(loss, -probability.log().mean().item(), places=5)
-        self.assertEqual(accuracy, 0.5)  # a constant answer
+        self.assertEqual(balanced, 0.5)  # a constant answer
 
     def test_a_model_that_sees_the_numbers_only_scores_exactly_half(self):
         lists, kinds = data_of(400, sort.LENGTHS)
         logits = sort.predict(random_model("none"), lists)
         logits = (logits - logits.median()).round(decimals=9)  # half are called sorted, both lists of a pair alike
         with mock.patch.object(sort, "predict", return_value=logits):
-            _, accuracy, recall = sort.evaluate(nn.Identity(), (lists, kinds))
+            _, balanced, recall = sort.evaluate(nn.Identity(), (lists, kinds))
         self.assertTrue(0.3 < recall["sorted"] < 0.7)
-        self.assertAlmostEqual(accuracy, 0.5, places=12)
+        self.assertAlmostEqual(balanced, 0.5, places=12)
 
 
 class Training(unittest.TestCase):
@@ -417,11 +410,12 @@ class Training(unittest.TestCase):
 
     def test_it_learns(self):
         for data in (data_of(200, sort.LENGTHS, seed=2), data_of(200, [64])):
-            self.assertGreater(sort.evaluate(TRAINED[0], data)[1], 0.7)
+            self.assertGreater(accuracy(TRAINED[0], data), 0.7)
 
 
 class LongLists(unittest.TestCase):
     def test_mean_and_standard_deviation(self):
+        self.assertEqual(common.mean_std([0.5]), {"mean": 0.5, "std": 0, "per_seed": [0.5]})
         values = [0.5, 0.75, 1.0]
         with mock.patch.object(sort, "evaluate", side_effect=[(0, x, {"sorted": 1 - x}) for x in values]):
             found = sort.test_lengths([None] * 3, {"16": None})["16"]
@@ -432,7 +426,7 @@ class LongLists(unittest.TestCase):
         """The panel of random starts repeats encodings that they do not change; some starts only are not drawn."""
         results = {}
         for pe, causal, random_start, at16 in (("sinusoidal", False, None, [0.75]), ("alibi", True, None, [1, 0.5]),
-                                               ("learned", True, "gap", [0.25]), ("learned", True, "everywhere", [1])):
+                                               ("learned", True, "everywhere", [1]), ("learned", True, "gap", [0.25])):
             lengths = {"16": {"per_seed": at16}, "32": {"per_seed": [x / 2 for x in at16]}}
             results[len(results)] = {"pe": pe, "causal": causal, "random_start": random_start, "lengths": lengths}
         with mock.patch.object(common, "curve", wraps=common.curve) as curve, tempfile.TemporaryDirectory() as folder:
@@ -458,27 +452,6 @@ class LongLists(unittest.TestCase):
         self.assertEqual((grid, rows, columns), ([[20, 10], [40, 30]], ["a", "b"], ["sorted", "swaps"]))
 
 
-class Comparer(nn.Module):
-    """What section 7d expects, by hand: a head compares neighbours; the state of one number, or of many, says it."""
-
-    def __init__(self, many):
-        super().__init__()
-        self.many = many
-        self.norm = nn.Identity()
-        self.norm.weight = torch.zeros(1)
-        self.weights = nn.Identity()
-        self.blocks = [SimpleNamespace(attention=self)]
-
-    def forward(self, x, start=0, window=None):
-        fault = F.pad(x.diff(dim=1) < 0, (1, 0))  # (B, T): the number before is larger
-        self.weights(F.one_hot(torch.arange(x.shape[1]) - fault.long(), x.shape[1]).double()[:, None])
-        states = fault.cumsum(dim=1) > 0 if self.many else fault
-        return self.classify(self.norm(states.float()[..., None]), None)
-
-    def classify(self, h, present):
-        return 0.5 - h.amax(dim=(1, 2))
-
-
 class Why(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -490,30 +463,26 @@ class Why(unittest.TestCase):
                 (second,) = [i for i in range(1, 16) if corrupted[i - 1] > corrupted[i]]
                 cls.swaps.append((clean, corrupted, second))
 
-    def test_swaps_of_a_model_that_compares(self):
-        n_later = sum(second < 15 for _, _, second in self.swaps)  # after the last number no other can say it
-        for many, others in ((False, 0), (True, n_later / 100)):
-            found = sort.inspect_swaps(Comparer(many), self.data)
-            self.assertEqual(found, {"n": 100, "called_unsorted": {"only that number": 1, "all others": others},
-                                     "attention_to_previous": {"sorted": [0], "swapped": [1]}})
-
-    def test_swaps_of_a_trained_model(self):
+    def test_swaps(self):
+        """One pair after the other, on a model that is right on some of them and not on others."""
         model = TRAINED[0]
         turned = {"only that number": [], "all others": []}
-        before = []
+        to_previous = {"sorted": [], "swapped": []}
         for clean, corrupted, i in self.swaps:
-            before.append([grid[0, i, i - 1] for grid in sort.attention_of(model, [corrupted]).values()])
+            for name, x in (("sorted", clean), ("swapped", corrupted)):
+                to_previous[name].append([grid[0, i, i - 1] for grid in sort.attention_of(model, [x]).values()])
             if sort.solve(model, [clean, corrupted]) == [True, False]:
                 a, b = states_of(model, torch.tensor([clean, corrupted]))
                 for name, one, rest in (("only that number", b, a), ("all others", a, b)):
                     mixed = torch.cat([rest[:i], one[i:i + 1], rest[i + 1:]])
                     turned[name].append(model.to_logit(mixed.amax(dim=0)).item() <= 0)
         expected = {name: statistics.mean(answers) for name, answers in turned.items()}
-        self.assertTrue(0 < expected["all others"] < expected["only that number"] < 1, expected)  # partly right
+        self.assertTrue(0 < expected["all others"] < expected["only that number"] < 1, expected)
         found = sort.inspect_swaps(model, self.data)
         self.assertEqual(found["n"], len(turned["all others"]))
         assert_close(found["called_unsorted"], expected)
-        np.testing.assert_allclose(found["attention_to_previous"]["swapped"], np.mean(before, axis=0), rtol=1e-4)
+        for name, weights in to_previous.items():
+            np.testing.assert_allclose(found["attention_to_previous"][name], np.mean(weights, axis=0), rtol=1e-4)
 
     def test_table(self):
         """Training has turned the rows of its 16 positions, and no other."""
@@ -551,10 +520,9 @@ class Why(unittest.TestCase):
             for k, model in enumerate(models):
                 first, *others = row["start"][k]
                 self.assertEqual(others == 5 * [first], not model.encoding.absolute)
-                expected = [balanced_accuracy(model, self.data, start) for start in sort.LATE_STARTS]
-                np.testing.assert_allclose(row["start"][k], expected)
-                np.testing.assert_allclose(row["full"][k], balanced_accuracy(model, data[32]))
-                np.testing.assert_allclose(row["window"][k], balanced_accuracy(model, data[32], 0, 16))
+                self.assertEqual(row["start"][k], [accuracy(model, self.data, start) for start in sort.LATE_STARTS])
+                self.assertEqual(row["full"][k], accuracy(model, data[32]))
+                self.assertEqual(row["window"][k], accuracy(model, data[32], window=16))
             np.testing.assert_allclose(line.get_ydata(), 100 * np.mean(row["start"], axis=0))
         heights = [bar.get_height() for bar in lower.patches]
         means = [100 * np.mean(row[key]) for key in ("full", "window") for row in found.values()]
@@ -565,8 +533,7 @@ class Why(unittest.TestCase):
         for (band, table), axis, (first, last) in zip(found.items(), axes, ((85, 139), (106, 240))):
             for (pe, values), line in zip(table.items(), axis.lines[1:]):
                 for model, row in zip(self.made[pe, band], values):
-                    expected = [balanced_accuracy(model, self.data, start) for start in sort.BAND_STARTS]
-                    np.testing.assert_allclose(row, expected)
+                    self.assertEqual(row, [accuracy(model, self.data, start) for start in sort.BAND_STARTS])
                 self.assertEqual((line.get_label(), line.get_xdata().tolist()), (pe, [*sort.BAND_STARTS]))
                 np.testing.assert_allclose(line.get_ydata(), 100 * np.mean(values, axis=0))
             grey = axis.patches[0].get_extents().transformed(axis.transData.inverted())

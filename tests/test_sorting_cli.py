@@ -3,7 +3,6 @@ import doctest
 import gc
 import io
 import json
-import re
 import shutil
 import tempfile
 import unittest
@@ -140,17 +139,6 @@ class CommandLine(CommandLineCase):
         lists = sort.pad([[1, 2]])
         self.assertNotEqual(sort.predict(model, lists), sort.predict(model, lists, start=9))
 
-    def test_same_command_same_bytes(self):
-        top = self.elsewhere()
-        run(SCRIPT, "--mode", "train", "--pe", "rope", "--causal", *TINY, *places(top))
-        found = contents(top)
-        self.assertEqual(len(found), 9)
-        for path, content in found.items():
-            pair = [content, self.before[self.folder / path.relative_to(top)]]
-            if path.suffix == ".json":
-                pair = [re.sub(b'"seconds": .*', b"", log) for log in pair]
-            self.assertEqual(*pair, path)
-
     def test_questions(self):
         """As arguments, in a file, from standard input, as records of the data; ALiBi with a causal mask answers."""
         path = "out/sorting/alibi-causal/best_model.pth"
@@ -175,7 +163,6 @@ class CommandLine(CommandLineCase):
         self.assertEqual(contents(self.folder), self.before)
 
     def test_wrong_lists(self):
-        """What comes before a wrong list is answered."""
         long = json.dumps({"sequence": [5] * 513, "is_sorted": 1, "length": 513})
         cases = {"3 100": "100 in '3 100': this model was trained on numbers from 0 to 99", "{": "is not JSON",
                  "3": "one number; put the whole list in quotes", RECORD.replace("0", "1"): '"is_sorted": expected 0',
@@ -183,41 +170,28 @@ class CommandLine(CommandLineCase):
         cases |= dict.fromkeys(["3 -1", "3 1.5", "3;4", "\u0663 \u0664", "9" * 100_000], "expected numbers such as")
         commands = [["--mode", "infer", "--", case] for case in cases]
         commands += [["3", "15", "27"], ["--lr", "0.5", "3 4"], ["--pe", "learned", "5 " * 513], ["--pe", "learned", long]]
-        results = self.ask(commands) + self.ask([["-"]] * 2, [b"3 4\nx\n5 6\n", b"\x00\xff\n"])
-        sentences = [*cases.values(), "in quotes", "has lr 0.01 .wanted 0.5.; pass"]
-        sentences += 2 * ["learned takes 512 at most"] + ["found 'x'", "expected numbers"]
-        for result, sentence in zip(results, sentences, strict=True):
+        sentences = [*cases.values(), "in quotes", "has lr 0.01 .wanted 0.5.; pass"] + 2 * ["learned takes 512 at most"]
+        for result, sentence in zip(self.ask(commands), sentences, strict=True):
             result.stderr = result.stderr[result.stderr.find(b"error:"):]
             with self.subTest(sentence):
                 self.assert_error(result, sentence)
-        self.assertEqual(results[-2].stdout.count(b"\n"), 1)
 
     def test_wrong_flags(self):
         cases = {
-            ("--d-model", "10"): "--d-model 16",
             ("--pe", "absolute"): "'absolute' is none of none, sinusoidal, learned, randomized, rope, alibi",
             ("--pe", ""): "'' is none of",
             ("--kinds", "sorted"): "'sorted' is none of adjacent_swap",
             ("--max-len", "128"): "expected a whole number from 256",
-            ("--lengths", "600"): "--max-len 512 is less than the longest list; type --max-len 600",
             ("--mode", "analyze", "--lengths", "32"): "type --lengths 16",
             ("--mode", "train", "3 4"): "--mode infer, and no other, answers lists",
             ("--mode", "infer"): "--mode infer, and no other, answers lists",
             ("--pe", "alibi,none", "3 4"): "with one --pe",
             ("--random-start", "late"): "invalid choice: 'late'",
-            ("--mode", "train", "--seed", "1"): "made with seed 641 .wanted 1.*--mode gendata",
             ("--mode", "extrapolate", "--lengths", "64"): "lengths .16, 32. .wanted .64.",
         }
         for result, sentence in zip(self.ask(cases), cases.values()):
             with self.subTest(sentence):
                 self.assert_error(result, sentence)
-
-    def test_help(self):
-        text = run(SCRIPT, "--help").stdout.decode()
-        for words in ("--mode {all,gendata,train,extrapolate,analyze,infer}", "(default: 641)", "examples:"):
-            self.assertIn(words, text)
-        for words in ("default: None", "default: False", "['", "[16"):
-            self.assertNotIn(words, text)
 
     @unittest.skipUnless((common.REFERENCE / "sorting/alibi-causal/best_model.pth").exists(), "no reference results")
     def test_reference_model_answers(self):

@@ -88,7 +88,9 @@ class Case(unittest.TestCase):
 
     def config(self, script, pe="alibi"):
         args = self.args(script)
-        return common.config_of(args, ADD, add.data_folder(args), 1) if script == ADD else sort.make_config(args, pe, 1, None)
+        if script == ADD:
+            return common.config_of(args, ADD, add.data_folder(args), 1)
+        return sort.make_config(args, pe, 1, None)
 
     def load(self, script):
         args = self.args(script)
@@ -120,7 +122,7 @@ def kill_in_whole_file(path):
 @unittest.skipIf(os.name == "nt", "Windows has other signals")
 class Interrupted(Case):
     def test_killed_at_random_moments(self):
-        """After each kill all files are whole. Then the same commands leave what an undisturbed run leaves."""
+        """After each kill all files are whole. Then the same commands leave the same bytes as an undisturbed run."""
         rng = random.Random(641)
         kills = 0
         for script, modes in MODES.items():
@@ -370,6 +372,14 @@ class OwnData(Case):
 
 
 class Obstacles(Case):
+    def test_help(self):
+        for script, modes in MODES.items():
+            text = run(script, "--help").stdout.decode()
+            for words in (f"--mode {{all,{','.join(modes)},infer}}", "(default: 641)", "examples:", f"python {script} "):
+                self.assertIn(words, text)
+            for words in ("default: None", "default: False", "['", "[]", "[16"):
+                self.assertNotIn(words, text)
+
     @unittest.skipIf(os.name == "nt", "needs bash")
     def test_closed_streams(self):
         self.copy_results()
@@ -429,9 +439,9 @@ class Obstacles(Case):
             (None, None, (ADD, "train", "--lr", "1e30"), "try a smaller --lr", [(ADD, "train", "--lr", "0.1")]),
             (None, None, (ADD, "infer", "3+4"), "from 10 to 99; type --num-digits .and --leading-zeros",
              [(ADD, "infer", "3+4", *small, *elsewhere, "--out-dir", f"{self.folder}/elsewhere/out")]),
-            (None, None, ask + seed3, r"has model_seed 1 \(wanted 3\); pass the settings it has, choose another --out-dir, or "
-             "type --mode train to replace it", [ask, ask + seed3 + ("--out-dir", f"{self.folder}/elsewhere/out"),
-                                                 train + seed3, ask + seed3]),
+            (None, None, ask + seed3, r"has model_seed 1 \(wanted 3\); pass the settings it has, choose another "
+             "--out-dir, or type --mode train to replace it",
+             [ask, ask + seed3 + ("--out-dir", f"{self.folder}/elsewhere/out"), train + seed3, ask + seed3]),
             (RESULTS, "{", long, f"{RESULTS} .* remove it", [RESULTS, long])]
         for text in ("[]", "3", '{"rope": 3}', '{"rope": {"pe": "rope"}}', '{"rope": NaN}'):
             situations.append((RESULTS, text, long, f"{RESULTS} .* remove it", []))
