@@ -221,10 +221,10 @@ class Data(unittest.TestCase):
 
     def test_a_wrong_record_is_named(self):
         good = {"input": [5, 0, 10, 7, 1], "target": [1, 2, 1]}
-        inputs = [[5, 0, 11, 7, 1], [5, 0, 10, 7], [5, 0.0, 10, 7, 1], [5, -1, 10, 7, 1], [[5]] * 5, "50+71", None]
+        inputs = [[5, 0, 11, 7, 1], [5, 0, 10, 7], [5, 0.0, 10, 7, 1], [5, -1, 10, 7, 1], [50, 1, 0, 7, 1], ["5", "0", 10, 7, 1], [[5]] * 5, "50+71", None]
         wrong = [("input", good | {"input": tokens}) for tokens in inputs]
         wrong += [("target", good | {"target": tokens}) for tokens in ([1, 2, 2], [1, 2], "121", None)]
-        wrong += [("input", {}), ("input", []), ("input", 7), ("target", {"input": good["input"]})]
+        wrong += [("input", {}), ("input", []), ("input", good["input"]), ("input", 7), ("target", {"input": good["input"]})]
         for key, record in wrong:
             (self.folder / "train.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(record)}\n")
             with self.assertRaisesRegex(UserError, rf'train\.jsonl, line 2: "{key}": expected .*, found '):

@@ -71,6 +71,7 @@ class CommandLine(CommandLineCase):
         cases = {"12+3": "numbers from 10 to 99; type --num-digits", "123+45": "from 10 to 99",
                  "1a+22": "expected a problem such as 347.159, found", "12-13": "expected a", "1+2+3": "expected a",
                  "\u0661\u0662+13": "expected a problem", "9" * 100_000 + "+12": "from 10 to 99", "{": "is not JSON",
+                 '{"input": [0, 2, 10, 1, 3], "target": [0, 1, 5]}': "from 10 to 99",
                  '{"input": [1, 2, 10, 1, 3], "target": [0, 2, 6]}': '"target": expected .0, 2, 5., found .0, 2, 6.'}
         for problem, sentence in cases.items():
             result = adder(self.folder, "--mode", "infer", "--", problem)
