@@ -354,7 +354,8 @@ class DecoderBlock(nn.Module):
 class Adder(nn.Module):
     """An encoder-decoder transformer from problems of n digits to their sums; config is a dictionary of the flags.
 
-    With --reverse it generates the units digit first, as we add on paper. Arguments and results are in reading order.
+    With --reverse it generates the units digit first, as we add on paper. Only decode works in this order; all other
+    arguments and results are in reading order.
     """
 
     def __init__(self, config):
@@ -409,7 +410,7 @@ class Adder(nn.Module):
 # 5. Decoding and scoring
 #
 # An answer counts as right only if all of its digits are (exact match), by greedy decoding: the model reads the digits
-# that it has generated itself, not the correct ones (teacher forcing). Accuracy per digit is higher with teacher
+# that it has generated itself, not the correct ones (teacher forcing). Accuracy per digit is mostly higher with teacher
 # forcing, which corrects each mistake before the next digit. Exact match is the same for both: as long as all digits
 # are correct, both read the same input, so they make their first mistake at the same digit. Hence one teacher-forced
 # pass tells whether an answer is right.
@@ -468,7 +469,7 @@ def all_problems(num_digits, leading_zeros):
 
 
 def test_everything(model, leading_zeros):
-    """Test the model on every problem there is; print and return the errors, in all and by the number of carries.
+    """Test the model on every problem there is; print the errors, and return them by the number of carries too.
 
     2,000 test problems cannot show an error rate of one in a thousand: a model that has it is right on all of them with
     probability 0.999^2000 = 14%.
@@ -824,16 +825,16 @@ def study_pruning(model, data, out, n_random=20):
 
 # 7d. Which heads move the carry?
 #
-# The causal test is activation patching. Take two problems that differ in one column only, so that this column carries
-# in the second problem and not in the first:
+# The causal test is activation patching. Take two problems that differ in one column only, the origin, which carries in
+# the second problem and not in the first. The carry ends in another column, the destination:
 #
 #     units to tens        132+256=388    132+259=391    the tens digit of the sum changes from 8 to 9
 #     units to hundreds    142+256=398    142+259=401    the tens sum to nine and pass the carry on
 #
 # Run the model on one of them (the clean run), and replace the outputs of some heads by those from the other problem
 # (the corrupted run). Does the digit flip to that of the other problem? If it always does, these heads are sufficient
-# to move the carry. The decoder reads the correct digits above this one. They are the same in both problems, because
-# the carry ends in this column, which therefore must not sum to nine.
+# to move the carry. The decoder reads the correct digits above the destination. They are the same in both problems,
+# because the carry ends in the destination, whose digits therefore must not sum to nine.
 #
 # Two rates are known beforehand and check the method. All cross-attention heads together must flip every digit, for the
 # decoder knows the problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen
