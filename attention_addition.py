@@ -512,7 +512,7 @@ def fit(config, data, device):
     mirror, _ = tokens_of(model, data["train"].flip(1))
     coin = torch.Generator().manual_seed(seed)
     batches = common.batches(len(source), config["batch_size"], seed)
-    optimizer, schedule = common.optimizer_of(model, config, decay=0.6)
+    optimizer, schedule = common.optimizer_of(model, config, decay=0.6)  # the rate falls over the last 60%
     best = common.Best(model)
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                           # (B,)

@@ -531,7 +531,7 @@ def fit(config, data, device):
     shifts = torch.Generator().manual_seed(seed)
     dice = torch.Generator().manual_seed(seed)
     batches = common.batches(len(lists), config["batch_size"], seed)
-    optimizer, schedule = common.optimizer_of(model, config, decay=1.0)
+    optimizer, schedule = common.optimizer_of(model, config, decay=1.0)  # the rate falls over all steps
     best = common.Best(model)
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                                      # (B,)
