@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def report_interruption(kind, error, trace):
 sys.excepthook = report_interruption
 
 import torch  # noqa: E402
+
+warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 says so of its own torch.load
 
 # ------------------------------------------------------------------------------------------------
 # Errors: whatever a user can cause ends in one sentence and exit code 2, never in a traceback
@@ -205,6 +208,8 @@ def check_settings(folder, wanted):
 
 def difference(found, wanted):
     """Name the settings in which two dictionaries differ: "seed 1 (wanted 641), num_digits 2 (wanted 3)"."""
+    if not isinstance(found, dict):
+        return "unknown settings"
     parts = []
     for name in wanted:
         if found.get(name) != wanted[name]:
@@ -570,6 +575,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def number(kind, low, high=math.inf):
     """An argparse type: a finite `kind` (int or float) from low to high, both included."""
     def parse(text):
+        """The number in a text; an argparse error that says what was expected."""
         try:
             value = kind(text)
         except ValueError:

@@ -538,7 +538,7 @@ def fit(config, data, device):
         x = shift(lists[batch], shifts).to(device)                                 # (B, T)
         start = starts[torch.randint(len(starts), (len(batch), 1), generator=dice)].to(device)  # (B, 1)
         model.train()
-        logits = model(x, start if config["random_start"] else 0)                  # (B,); one 0 for all lists is faster
+        logits = model(x, start if config["random_start"] else 0)                  # (B,)
         loss = F.binary_cross_entropy_with_logits(logits, target[batch].to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -681,7 +681,7 @@ def show_extrapolation(results, lengths, out):
         if entry["causal"] and not entry["random_start"]:
             panels["causal mask"].append(entry)
         if entry["causal"] and (entry["random_start"] == "everywhere" or not encodings()[entry["pe"]].absolute):
-            panels["causal mask, random starts"].append(entry)  # for relative encodings as in the panel before
+            panels["causal mask, random starts"].append(entry)  # those that ignore the start are as in the panel before
     panels = {setting: entries for setting, entries in panels.items() if entries}
     if not panels:  # only random starts that leave out some positions
         return
