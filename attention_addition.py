@@ -133,64 +133,6 @@ def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
     return problems
 
 
-def data_folder(args):
-    """Where the data files are."""
-    return Path(args.data_dir) / "addition"
-
-
-def data_settings(args):
-    """What the data depend on; kept beside them."""
-    names = ("seed", "num_digits", "leading_zeros", "cascades", "n_train", "n_val", "n_test")
-    return {name: getattr(args, name) for name in names}
-
-
-def generate_data(args):
-    """--mode gendata: write train.jsonl, val.jsonl and test.jsonl. UserError if there are too few problems."""
-    sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
-    _, count = operand_range(args.num_digits, args.leading_zeros)
-    n_pairs = count * (count + 1) // 2
-    if sum(sizes.values()) > n_pairs:
-        raise UserError(f"there are only {n_pairs:,} problems of {args.num_digits} digits (a+b and b+a count as one); "
-                        f"type --n-train {n_pairs * 5 // 7} --n-val {n_pairs // 7} --n-test {n_pairs // 7}")
-    records = {}
-    for split, problems in draw_problems(args.num_digits, args.leading_zeros, sizes, args.cascades, args.seed).items():
-        source, target = tokenize(torch.tensor(problems), args.num_digits)
-        records[split] = [{"input": x, "target": y} for x, y in zip(source.tolist(), target.tolist())]
-    common.write_data(data_folder(args), records, data_settings(args))
-
-
-def read_problem(record, num_digits, place):
-    """Return the problem (a, b) of a record; UserError names its place and the key at fault."""
-    n = num_digits
-    tokens = record.get("input") if isinstance(record, dict) else None
-    digits = []
-    if isinstance(tokens, list) and len(tokens) == 2 * n + 1 and tokens[n] == PLUS:
-        digits = tokens[:n] + tokens[n + 1:]
-    if not digits or not all(type(digit) is int and 0 <= digit <= 9 for digit in digits):
-        raise UserError(f'{place}: "input": expected the tokens of two numbers of {n} digits, found {str(tokens)[:60]}; '
-                        f"mend it or choose another --data-dir")
-    a = int("".join(map(str, digits[:n])))
-    b = int("".join(map(str, digits[n:])))
-    expected = [int(digit) for digit in f"{a + b:0{n + 1}}"]
-    if record.get("target") != expected:
-        raise UserError(f'{place}: "target": expected {expected}, found {str(record.get("target"))[:60]}; '
-                        f"mend it or choose another --data-dir")
-    return a, b
-
-
-def load_data(args):
-    """Return {split: problems (N, 2)}, made first if there are none; UserError if other settings made them."""
-    folder = data_folder(args)
-    if not common.has_data(folder):
-        generate_data(args)
-    common.check_settings(folder, data_settings(args))
-    data = {}
-    for split in SPLITS:
-        records = common.read_records(folder / split)
-        data[split] = torch.tensor([read_problem(record, args.num_digits, place) for place, record in records])
-    return data
-
-
 # ------------------------------------------------------------------------------------------------
 # 3. Attention, in four steps
 #
@@ -218,12 +160,12 @@ def load_data(args):
 def softmax(scores):
     """Turn each row of scores (..., S) into positive weights that sum to 1, or into zeros if all are -infinity.
 
-    Subtracting the largest score changes nothing, since it cancels, and keeps exp from overflowing. The largest term
-    becomes exp(0) = 1, so the sum is at least 1. A row of nothing but -infinity belongs to a query that may attend to no
-    key, for example if all keys are padding. There the largest score is -infinity too, and their difference is NaN, in
-    torch.softmax as well. The two clamps make zeros of such a row and change no other. (Our masks leave every query a key.)
+    Subtracting the largest score cancels in the quotient and keeps exp from overflowing.
     """
     largest = scores.detach().amax(dim=-1, keepdim=True)  # (..., 1); it cancels, so it needs no gradient
+    # A query that may attend to no key, for example if all keys are padding, has scores of -infinity only. Then
+    # -infinity minus the largest is NaN, and so it is in torch.softmax. The two clamps give such a row zeros. They
+    # change no other row, for its largest term is exp(0) = 1. (Our own masks leave every query a key.)
     largest = largest.clamp(min=torch.finfo(scores.dtype).min)
     weights = (scores - largest).exp()  # (..., S)
     return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
@@ -273,10 +215,10 @@ class MultiHeadAttention(nn.Module):
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
-        # PyTorch can call a function of ours (a hook) on the output of any module. nn.Identity returns its input: it
-        # makes a module of a point in the computation, where section 7 can record or replace the tensor.
-        self.weights = nn.Identity()  # (B, n_head, T, S)
-        self.heads = nn.Identity()    # (B, n_head, T, d_head), the head outputs
+        # PyTorch can call a function of ours (a hook) on the output of any module. nn.Identity returns its input. So
+        # these two change nothing, but section 7 can record or replace what passes through them.
+        self.hook_weights = nn.Identity()  # (B, n_head, T, S)
+        self.hook_heads = nn.Identity()    # (B, n_head, T, d_head), the head outputs
 
     def split_heads(self, x):
         """Cut the channels into heads: (B, tokens, C) -> (B, n_head, tokens, d_head)."""
@@ -290,8 +232,8 @@ class MultiHeadAttention(nn.Module):
         k = self.split_heads(self.key(memory))                        # (B, n_head, S, d_head)
         v = self.split_heads(self.value(memory))                      # (B, n_head, S, d_head)
         heads, weights = scaled_dot_product_attention(q, k, v, mask)
-        self.weights(weights)                                         # (B, n_head, T, S), for recording only
-        heads = self.heads(heads)                                     # (B, n_head, T, d_head)
+        self.hook_weights(weights)                                    # (B, n_head, T, S), for recording only
+        heads = self.hook_heads(heads)                                # (B, n_head, T, d_head)
         return self.output(heads.transpose(1, 2).reshape(B, T, C))    # heads concatenated, then mixed: (B, T, C)
 
 
@@ -434,14 +376,21 @@ def greedy_decode(model, source):
     return model.reorder(answer[:, 1:])
 
 
-def is_right(model, problems, label=None):
+def solve(model, problems):
+    """Return the model's own answers to problems [(a, b), ...], as a list of numbers."""
+    source, _ = tokens_of(model, torch.as_tensor(problems))
+    answers = greedy_decode(model, source).tolist()
+    return [int("".join(map(str, digits))) for digits in answers]
+
+
+def is_right(model, problems):
     """Which problems (N, 2) greedy decoding answers with no wrong digit: (N,) booleans, by one teacher-forced pass."""
     @torch.inference_mode()
     def check(chunk):
         source, target = tokens_of(model, chunk)
         return (model(source, target).argmax(dim=-1) == target).all(dim=1).cpu()
 
-    return torch.cat(common.parallel_map(check, problems.split(512), label))
+    return torch.cat(common.parallel_map(check, problems.split(512)))
 
 
 def evaluate(model, problems):
@@ -475,8 +424,9 @@ def test_everything(model, leading_zeros):
     probability 0.999^2000 = 14%.
     """
     problems = all_problems(model.num_digits, leading_zeros)
+    log(f"testing {len(problems):,} problems")
     start = time.time()
-    right = is_right(model, problems, "testing every problem")
+    right = is_right(model, problems)
     seconds = max(time.time() - start, 1e-3)
     errors = int((~right).sum())
     _, count = operand_range(model.num_digits, leading_zeros)
@@ -502,7 +452,7 @@ def test_everything(model, leading_zeros):
 
 
 def fit(config, data, device):
-    """Train a model on data {split: problems (N, 2)}; return it with its best weights, and its history (a Best)."""
+    """Train a model on data {split: problems (N, 2)}; return it with its best weights, and its History."""
     seed = config["model_seed"]
     torch.manual_seed(seed)
     model = Adder(config).to(device)
@@ -512,8 +462,8 @@ def fit(config, data, device):
     mirror, _ = tokens_of(model, data["train"].flip(1))
     coin = torch.Generator().manual_seed(seed)
     batches = common.batches(len(source), config["batch_size"], seed)
-    optimizer, schedule = common.optimizer_of(model, config, decay=0.6)  # the rate falls over the last 60%
-    best = common.Best(model)
+    optimizer, schedule = common.optimizer_of(model, config, falling=0.6)  # the rate falls over the last 60%
+    history = common.History(model)
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                           # (B,)
         swap = torch.rand(len(batch), 1, generator=coin) < 0.5          # (B, 1), data augmentation: b+a instead of a+b
@@ -524,12 +474,12 @@ def fit(config, data, device):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one unusual batch must not move the weights far
         optimizer.step()
-        best.losses.append(loss.detach())
+        history.losses.append(loss.detach())
         if step % config["eval_every"] == 0 or step == config["steps"]:
             val_loss, val_accuracy, by_digit = evaluate(model, data["val"])
-            best.record(step, optimizer.param_groups[0]["lr"], val_loss, val_accuracy, val_digit_accuracy=by_digit)
+            history.record(step, optimizer.param_groups[0]["lr"], val_loss, val_accuracy, val_digit_accuracy=by_digit)
         schedule.step()
-    return best.restore(), best
+    return history.restore(), history
 
 
 def place_names(width):
@@ -541,47 +491,21 @@ def place_names(width):
 def train(args, data, seed):
     """--mode train: fit a model, test it, save it and return it; the main model has a log and training curves too."""
     out = common.folder(args.out_dir, "addition")
-    model, best = fit(common.config_of(args, SCRIPT, data_folder(args), seed), data, args.device)
+    model, history = fit(common.config_of(args, SCRIPT, data_folder(args), seed), data, args.device)
     _, accuracy, by_digit = evaluate(model, data["test"])
     print(f"model seed {seed}: {100 * accuracy:.2f}% of {len(data['test']):,} test problems right")
-    training_log = best.log_entries()
+    training_log = history.log_entries()
     training_log["test"] = {"n": len(data["test"]), "accuracy": accuracy, "digit_accuracy": by_digit}
     common.save_model(out / common.model_name(args, seed), model)
     training_log["exhaustive"] = test_everything(model, args.leading_zeros)
     if seed == args.model_seed:
         common.write_json(out / "training_log.json", training_log)
-        history = {}
+        by_place = {}
         for k, name in enumerate(place_names(model.num_digits + 1)):
-            history[name] = [row["val_digit_accuracy"][k] for row in best.history]
+            by_place[name] = [row["val_digit_accuracy"][k] for row in history.rows]
         title = f"{100 * accuracy:.1f}% of {len(data['test']):,} test problems right"
-        common.training_curves(out / "training_curves.png", best.history, title, math.log(10), 0, history)
+        common.training_curves(out / "training_curves.png", history.rows, title, math.log(10), 0, by_place)
     return model
-
-
-def obtain_model(args, seed):
-    """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
-    config = common.config_of(args, SCRIPT, data_folder(args), seed)
-    model = common.find_model(args, "addition", config, Adder)
-    return (model or train(args, load_data(args), seed)).to(args.device)
-
-
-def load(path):
-    """Return the model in a file that --mode train has written, for use from Python.
-
-    >>> model = load(common.REFERENCE / "addition" / "best_model.pth")
-    >>> solve(model, [(347, 159), (999, 1)])
-    [506, 1000]
-    >>> attention_of(model, [(347, 159), (999, 1)])["cross.L0.H1"].shape  # from 4 digits to 7 tokens, of each problem
-    torch.Size([2, 4, 7])
-    """
-    return common.load_model(path, SCRIPT, Adder)
-
-
-def solve(model, problems):
-    """Return the model's own answers to problems [(a, b), ...], as a list of numbers."""
-    source, _ = tokens_of(model, torch.as_tensor(problems))
-    answers = greedy_decode(model, source).tolist()
-    return [int("".join(map(str, digits))) for digits in answers]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -605,7 +529,7 @@ def heads_of(model):
 
 
 def record_heads(model, problems, what):
-    """Run problems (N, 2) and return {head: (N, T, S)} for what="weights", {head: (N, T, d_head)} for what="heads"."""
+    """Run problems (N, 2); return {head: (N, T, S)} for "hook_weights", {head: (N, T, d_head)} for "hook_heads"."""
     points = {head: (getattr(attention, what), h) for head, (attention, h) in heads_of(model).items()}
     with torch.inference_mode(), common.recording([point for point, _ in points.values()]) as seen:
         model(*tokens_of(model, problems))
@@ -614,7 +538,7 @@ def record_heads(model, problems, what):
 
 def attention_of(model, problems):
     """The attention weights of every head on problems [(a, b), ...]: {"enc.L0.H0": (N, T, S), ...}."""
-    weights = record_heads(model, torch.as_tensor(problems), "weights")
+    weights = record_heads(model, torch.as_tensor(problems), "hook_weights")
     return {head: w.cpu() for head, w in weights.items()}
 
 
@@ -627,11 +551,11 @@ def replacing(model, heads, values=None):
         outputs[:, found[head][1]] = 0.0 if values is None else values[head]
         return outputs
 
-    return common.patching([(found[head][0].heads, functools.partial(change, head)) for head in heads])
+    return common.patching([(found[head][0].hook_heads, functools.partial(change, head)) for head in heads])
 
 
-def score(model, problems, without=(), values=None):
-    """Accuracy (exact match) with the outputs of some heads replaced, as in `replacing`."""
+def exact_match(model, problems, without=(), values=None):
+    """The share of problems answered right (section 5), with the outputs of some heads replaced, as in `replacing`."""
     with replacing(model, without, values):
         return is_right(model, problems).double().mean().item()
 
@@ -705,10 +629,10 @@ def draw_example(model, a, b, comment, out):
 def study_ablation(model, data, out):
     """Measure, draw and print the accuracy on the test problems that each head is worth."""
     val, test = data["val"][:2000], data["test"]
-    means = {head: outputs.mean(0, keepdim=True) for head, outputs in record_heads(model, val, "heads").items()}
-    table = {"n": len(test), "baseline": score(model, test), "heads": {}}
+    means = {head: outputs.mean(0, keepdim=True) for head, outputs in record_heads(model, val, "hook_heads").items()}
+    table = {"n": len(test), "baseline": exact_match(model, test), "heads": {}}
     for head in heads_of(model):
-        table["heads"][head] = {"zero": score(model, test, {head}), "mean": score(model, test, {head}, means)}
+        table["heads"][head] = {"zero": exact_match(model, test, {head}), "mean": exact_match(model, test, {head}, means)}
     common.write_json(out / "ablation.json", table)
     points = {}
     for kind in ("zero", "mean"):
@@ -737,12 +661,12 @@ def gradient_importance(model, problems):
     """
     source, target = tokens_of(model, problems)
     heads = heads_of(model)
-    with common.recording([attention.heads for attention, _ in heads.values()]) as seen:
+    with common.recording([attention.hook_heads for attention, _ in heads.values()]) as seen:
         loss = F.cross_entropy(model(source, target).transpose(1, 2), target, reduction="sum")  # each problem its own loss
     gradients = dict(zip(seen, torch.autograd.grad(loss, list(seen.values()))))  # {module: (N, n_head, T, d_head)}
     scores = {}
     for head, (attention, h) in heads.items():
-        product = seen[attention.heads][:, h] * gradients[attention.heads][:, h]  # (N, T, d_head)
+        product = seen[attention.hook_heads][:, h] * gradients[attention.hook_heads][:, h]  # (N, T, d_head)
         scores[head] = product.sum(dim=(1, 2)).abs().mean().item()
     total = sum(scores.values())
     return {head: share / total for head, share in scores.items()}
@@ -760,8 +684,8 @@ def rank_correlation(x, y):
 def study_importance(model, data, out):
     """Rank the heads on validation problems by zero ablation and by gradient; draw and print how well they agree."""
     val = data["val"]
-    full = score(model, val)
-    ablation = {head: full - score(model, val, {head}) for head in heads_of(model)}
+    full = exact_match(model, val)
+    ablation = {head: full - exact_match(model, val, {head}) for head in heads_of(model)}
     gradient = gradient_importance(model, val)
     correlation = rank_correlation(list(ablation.values()), list(gradient.values()))
     table = {"n": len(val), "ablation": ablation, "gradient": gradient, "rank_correlation": correlation}
@@ -793,22 +717,21 @@ def study_pruning(model, data, out, n_random=20):
     names = list(heads_of(model))
 
     def curve(order):
-        return [score(model, test, set(order[:k])) for k in range(len(order) + 1)]
+        return [exact_match(model, test, set(order[:k])) for k in range(len(order) + 1)]
 
     order = []
     while len(order) < len(names):
-        scores = {head: score(model, val, {*order, head}) for head in names if head not in order}
+        scores = {head: exact_match(model, val, {*order, head}) for head in names if head not in order}
         order.append(max(scores, key=scores.get))
     greedy = curve(order)
     rng = random.Random(0)
     random_orders = [curve(rng.sample(names, len(names))) for _ in range(n_random)]
     enough = greedy[0] - 0.01 - 1e-9
-    alone = [head for head in names if score(model, test, {head}) >= enough]
+    alone = [head for head in names if exact_match(model, test, {head}) >= enough]
     prunable = max(k for k, accuracy in enumerate(greedy) if accuracy >= enough)
-    together = score(model, test, set(alone))
+    together = exact_match(model, test, set(alone))
     table = {"n": len(test), "order": order, "curves": {"greedy": greedy, "random": random_orders},
-             "prunable": prunable, "prunable_share": prunable / len(names), "removable_alone": alone,
-             "removable_alone_share": len(alone) / len(names), "accuracy_without_all_of_those": together}
+             "prunable": prunable, "removable_alone": alone, "accuracy_without_all_of_those": together}
     common.write_json(out / "pruning.json", table)
     title = (f"For at most one point, {prunable} of {len(names)} heads can be removed one after another.\n"
              f"{len(alone)} can each be removed alone; without all of those the accuracy is {100 * together:.0f}%")
@@ -895,7 +818,7 @@ def flip_rates(model, column, origin, n_pairs, groups):
     clean_digit = tokens_of(model, clean)[1][:, place]
     other_digit = tokens_of(model, corrupted)[1][:, place]
     usable = (predicted(clean) == clean_digit) & (predicted(corrupted) == other_digit)
-    values = record_heads(model, corrupted, "heads")
+    values = record_heads(model, corrupted, "hook_heads")
     rates = {}
     for name, heads in groups.items():
         with replacing(model, heads, values):
@@ -991,7 +914,84 @@ def analyze(args):
 
 
 # ------------------------------------------------------------------------------------------------
-# 8. Asking the trained model, and the command line
+# 8. Data files, models on disk, questions and the command line
+
+
+def data_folder(args):
+    """Where the data files are."""
+    return Path(args.data_dir) / "addition"
+
+
+def data_settings(args):
+    """What the data depend on; kept beside them."""
+    names = ("seed", "num_digits", "leading_zeros", "cascades", "n_train", "n_val", "n_test")
+    return {name: getattr(args, name) for name in names}
+
+
+def generate_data(args):
+    """--mode gendata: write train.jsonl, val.jsonl and test.jsonl. UserError if there are too few problems."""
+    sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
+    _, count = operand_range(args.num_digits, args.leading_zeros)
+    n_pairs = count * (count + 1) // 2
+    if sum(sizes.values()) > n_pairs:
+        raise UserError(f"there are only {n_pairs:,} problems of {args.num_digits} digits (a+b and b+a count as one); "
+                        f"type --n-train {n_pairs * 5 // 7} --n-val {n_pairs // 7} --n-test {n_pairs // 7}")
+    records = {}
+    for split, problems in draw_problems(args.num_digits, args.leading_zeros, sizes, args.cascades, args.seed).items():
+        source, target = tokenize(torch.tensor(problems), args.num_digits)
+        records[split] = [{"input": x, "target": y} for x, y in zip(source.tolist(), target.tolist())]
+    common.write_data(data_folder(args), records, data_settings(args))
+
+
+def read_problem(record, num_digits, place):
+    """Return the problem (a, b) of a record; UserError names its place and the key at fault."""
+    n = num_digits
+    tokens = record.get("input") if isinstance(record, dict) else None
+    digits = []
+    if isinstance(tokens, list) and len(tokens) == 2 * n + 1 and tokens[n] == PLUS:
+        digits = tokens[:n] + tokens[n + 1:]
+    if not digits or not all(type(digit) is int and 0 <= digit <= 9 for digit in digits):
+        raise UserError(f'{place}: "input": expected the tokens of two numbers of {n} digits, found {str(tokens)[:60]}; '
+                        f"mend it or choose another --data-dir")
+    a = int("".join(map(str, digits[:n])))
+    b = int("".join(map(str, digits[n:])))
+    expected = [int(digit) for digit in f"{a + b:0{n + 1}}"]
+    if record.get("target") != expected:
+        raise UserError(f'{place}: "target": expected {expected}, found {str(record.get("target"))[:60]}; '
+                        f"mend it or choose another --data-dir")
+    return a, b
+
+
+def load_data(args):
+    """Return {split: problems (N, 2)}, made first if there are none; UserError if other settings made them."""
+    folder = data_folder(args)
+    if not common.has_data(folder):
+        generate_data(args)
+    common.check_settings(folder, data_settings(args))
+    data = {}
+    for split in SPLITS:
+        records = common.read_records(folder / split)
+        data[split] = torch.tensor([read_problem(record, args.num_digits, place) for place, record in records])
+    return data
+
+
+def obtain_model(args, seed):
+    """Return the model with these settings, from --out-dir or the reference results; if there is none, train it."""
+    config = common.config_of(args, SCRIPT, data_folder(args), seed)
+    model = common.find_model(args, "addition", config, Adder)
+    return (model or train(args, load_data(args), seed)).to(args.device)
+
+
+def load(path):
+    """Return the model in a file that --mode train has written, for use from Python.
+
+    >>> model = load(common.REFERENCE / "addition" / "best_model.pth")
+    >>> solve(model, [(347, 159), (999, 1)])
+    [506, 1000]
+    >>> attention_of(model, [(347, 159), (999, 1)])["cross.L0.H1"].shape  # from 4 digits to 7 tokens, of each problem
+    torch.Size([2, 4, 7])
+    """
+    return common.load_model(path, SCRIPT, Adder)
 
 
 def parse_problem(text, num_digits, leading_zeros):
@@ -1033,22 +1033,13 @@ def command_line():
                         "line, or - for standard input; without --mode they are answered")
     parser.add_argument("--mode", choices=["all", "gendata", "train", "analyze", "infer"],
                         help="what to do; all is data, train and analyze (default: all, or infer if there are problems)")
-    data = parser.add_argument_group("data")
-    data.add_argument("--num-digits", type=number(int, 1, 15), default=3, help="digits of each number")
-    data.add_argument("--leading-zeros", action="store_true", help="numbers from 0, not only those of full length")
-    data.add_argument("--n-train", type=number(int, 1, 10**7), default=10_000, help="problems to learn from")
-    data.add_argument("--n-val", type=number(int, 1, 10**7), default=2_000, help="problems to choose the best weights by")
-    data.add_argument("--n-test", type=number(int, 1, 10**7), default=2_000, help="problems for the test")
-    data.add_argument("--cascades", type=number(float, 0, 1), default=0.5,
-                      help="share of training problems with columns changed to sum to nine or ten")
-    data.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="decides which problems are drawn")
-    model = parser.add_argument_group("model")
-    model.add_argument("--n-layer", type=number(int, 1, 100), default=1, help="blocks of the encoder and of the decoder")
-    model.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention; divides --d-model")
-    model.add_argument("--d-model", type=number(int, 1, 8192), default=64, help="channels of a token")
-    model.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
-    model.add_argument("--reverse", action="store_true", help="generate the units digit first (not for --mode analyze)")
-    common.add_common_flags(parser, steps=2200, batch_size=64, lr=5e-3, warmup=50, weight_decay=0.3, eval_every=220)
+    parser.add_argument("--num-digits", type=number(int, 1, 15), default=3, help="digits of each number")
+    parser.add_argument("--leading-zeros", action="store_true", help="numbers from 0, not only those of full length")
+    parser.add_argument("--cascades", type=number(float, 0, 1), default=0.5,
+                        help="share of training problems with columns changed to sum to nine or ten")
+    parser.add_argument("--reverse", action="store_true", help="generate the units digit first (not for --mode analyze)")
+    common.add_common_flags(parser, d_model=64, steps=2200, batch_size=64, lr=5e-3, warmup=50, weight_decay=0.3,
+                            eval_every=220)
     return parser
 
 

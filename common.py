@@ -325,24 +325,18 @@ def pick_device(name, threads):
     return torch.device(name)
 
 
-def parallel_map(function, items, label=None):
-    """Return [function(item) for item in items], one item per CPU core at a time; progress on a terminal if labelled.
+def parallel_map(function, items):
+    """Return [function(item) for item in items], one item per CPU core at a time.
 
     Many small tensors go faster this way than by spreading each operation over several threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    results = []
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for result in pool.map(function, items):
-                results.append(result)
-                if label and sys.stderr.isatty():
-                    end = "\r" if len(results) < len(items) else "\n"
-                    print(f"{label}: {100 * len(results) // len(items)}%", end=end, file=sys.stderr, flush=True)
+            return list(pool.map(function, items))
     finally:
         torch.set_num_threads(threads)
-    return results
 
 
 # ------------------------------------------------------------------------------------------------
@@ -363,13 +357,13 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def optimizer_of(model, config, decay):
+def optimizer_of(model, config, falling):
     """Return an AdamW optimizer (Loshchilov & Hutter 2019) and the schedule of its learning rate.
 
     Weight decay is for matrices, neither for biases nor for the scales of LayerNorm. The betas are those of Vaswani et
     al. 2017, section 5.3. The rate rises in a straight line during the warm-up, because Adam's estimate of the size of
-    the gradients is poor at first. It falls to 0 over the share `decay` of the steps, because at the full rate each step
-    moves the weights too far for the last errors to disappear.
+    the gradients is poor at first. Over the last part of the steps (`falling` is its share) it falls to 0, because at the
+    full rate each step moves the weights too far for the last errors to disappear.
     """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
@@ -378,18 +372,18 @@ def optimizer_of(model, config, decay):
     optimizer = torch.optim.AdamW(groups, lr=config["lr"], betas=(0.9, 0.98), fused=fused)
 
     def share_of_lr(step):
-        return min(1, (step + 1) / config["warmup"], (config["steps"] - step) / (decay * config["steps"]))
+        return min(1, (step + 1) / config["warmup"], (config["steps"] - step) / (falling * config["steps"]))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr)
 
 
-class Best:
+class History:
     """The history of a training, and the weights that did best on the validation data."""
 
     def __init__(self, model):
         self.model = model
         self.losses = []  # of the training steps since the last validation
-        self.history = []
+        self.rows = []
         self.best = None
         self.weights = None
         self.start = time.time()
@@ -404,7 +398,7 @@ class Best:
         if not math.isfinite(row["train_loss"] + val_loss):
             raise UserError(f"the loss is no longer finite at step {step}; try a smaller --lr")
         self.losses.clear()
-        self.history.append(row)
+        self.rows.append(row)
         log(f"step {step:4d}/{self.model.config['steps']} | train {row['train_loss']:.4f} | val {val_loss:.4f} | "
             f"accuracy {100 * val_accuracy:5.1f}% | lr {lr:.1e} | {1000 * row['seconds'] / step:.1f} ms/step")
         if self.best is None or (val_accuracy, -val_loss) > (self.best["val_accuracy"], -self.best["val_loss"]):
@@ -421,7 +415,7 @@ class Best:
         machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(),
                    "cpu": torch.backends.cpu.get_cpu_capability()}  # what rounding depends on
         return {"config": self.model.config, "n_params": n_parameters(self.model), "machine": machine,
-                "history": self.history, "seconds": self.history[-1]["seconds"],
+                "history": self.rows, "seconds": self.rows[-1]["seconds"],
                 "best": {"step": self.best["step"], "val_accuracy": self.best["val_accuracy"]}}
 
 
@@ -589,7 +583,17 @@ def number(kind, low, high=math.inf):
 
 
 def add_common_flags(parser, **defaults):
-    """Declare the flags of a training, with the defaults given, of the files and of the machine."""
+    """Declare the flags that both scripts have, with the defaults given."""
+    group = parser.add_argument_group("data sets")
+    group.add_argument("--n-train", type=number(int, 2, 10**7), default=10_000, help="examples to learn from")
+    group.add_argument("--n-val", type=number(int, 2, 10**7), default=2_000, help="examples to choose the best weights by")
+    group.add_argument("--n-test", type=number(int, 2, 10**7), default=2_000, help="examples for the test")
+    group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=641, help="decides which examples are drawn")
+    group = parser.add_argument_group("model")
+    group.add_argument("--n-layer", type=number(int, 1, 100), default=1, help="blocks of an encoder or decoder")
+    group.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention")
+    group.add_argument("--d-model", type=number(int, 1, 8192), help="channels of a token")
+    group.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
     group = parser.add_argument_group("training")
     # torch's generator takes 32 bits of a seed on some devices: larger seeds would repeat smaller ones
     group.add_argument("--model-seed", type=number(int, 0, 10**9), default=1,

@@ -39,7 +39,7 @@ def take_turns(name, ours, theirs, rounds):
 
 def training_step(model, config, source, target):
     """A function that makes one whole training step, as in attention_addition.fit."""
-    optimizer, _ = common.optimizer_of(model, config, decay=0.6)
+    optimizer, _ = common.optimizer_of(model, config, falling=0.6)
 
     def step():
         loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten())

@@ -22,7 +22,7 @@ def confirm_adder(data_seed, model_seed, flags):
     args = add.command_line().parse_args(["--seed", str(data_seed), *flags])
     model, best = add.fit(common.config_of(args, add.SCRIPT, add.data_folder(args), model_seed), add.load_data(args), "cpu")
     right = add.is_right(model, add.all_problems(args.num_digits, args.leading_zeros))
-    return int((~right).sum()), best.history[-1]["seconds"]
+    return int((~right).sum()), best.rows[-1]["seconds"]
 
 
 def confirm_sorter(data_seed, model_seed, flags):
@@ -37,7 +37,7 @@ def confirm_sorter(data_seed, model_seed, flags):
         lowest[f"{kind} at {length}"] = 100 * recall[kind]
     where = min(lowest, key=lowest.get)
     print(f"  lowest: {where}")
-    return round(lowest[where], 2), best.history[-1]["seconds"]
+    return round(lowest[where], 2), best.rows[-1]["seconds"]
 
 
 def main():

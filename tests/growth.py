@@ -17,7 +17,7 @@ import positional_sorting as sort
 
 import torch
 
-FLAGS = ["--leading-zeros", "--reverse", "--n-train", "100000", "--n-val", "1000", "--n-test", "1"]
+FLAGS = ["--leading-zeros", "--reverse", "--n-train", "100000", "--n-val", "1000", "--n-test", "2"]
 
 
 def most_held():
@@ -48,7 +48,7 @@ def train_adder(num_digits, steps, threads, more=()):
     fresh = torch.randint(0, 10**num_digits, (10_000, 2), generator=torch.Generator().manual_seed(1))
     right = 100 * add.is_right(model, fresh).double().mean()
     hard = int(add.is_right(model, hard_problems(num_digits)).sum())
-    return (f"| {num_digits} | {2 * num_digits + 1} + {num_digits + 1} | {1000 * best.history[-1]['seconds'] / steps:.1f} "
+    return (f"| {num_digits} | {2 * num_digits + 1} + {num_digits + 1} | {1000 * best.rows[-1]['seconds'] / steps:.1f} "
             f"| {held:.0f} | {right:.2f}% | {hard} of 5 |")
 
 

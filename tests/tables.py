@@ -160,7 +160,7 @@ def setting_rows(cells_of):
     rows = []
     for setting, name in SETTINGS.items():
         for pe, encoding in sort.encodings().items():
-            if encoding.absolute or not setting.endswith("random-start"):  # else the same as with the mask alone
+            if encoding.uses_start or not setting.endswith("random-start"):  # else the same as with the mask alone
                 rows.append([name, encoding.label, *cells_of(entry_of(pe, setting)["lengths"])])
     return rows
 

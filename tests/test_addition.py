@@ -103,10 +103,10 @@ class Attention(unittest.TestCase):
         present = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
         for source, mask, options in ((x, None, {}), (x, causal, {"attn_mask": ~causal}), (memory, None, {}),
                                       (memory, present[:, None, None], {"key_padding_mask": ~present})):
-            with common.recording([ours.weights]) as seen:
+            with common.recording([ours.hook_weights]) as seen:
                 output = ours(x, source, mask)
             expected, weights = theirs(x, source, source, average_attn_weights=False, **options)
-            assert_close([output, seen[ours.weights]], [expected, weights])
+            assert_close([output, seen[ours.hook_weights]], [expected, weights])
             *projections, last = torch.autograd.grad(output.square().sum(), list(ours.parameters()))
             grads = torch.autograd.grad(expected.square().sum(), [theirs.in_proj_weight, theirs.out_proj.weight])
             assert_close([torch.cat(projections), last], list(grads))
@@ -276,12 +276,12 @@ class ScoringAndTraining(unittest.TestCase):
         """Best is the highest accuracy, among equals the lowest loss: not the lowest loss of all, nor the last row."""
         model = nn.Linear(1, 1)
         model.config = {"steps": 5}
-        best = common.Best(model)
+        best = common.History(model)
         for step, loss, accuracy in ((1, 0.1, 0.5), (2, 0.5, 0.9), (3, 0.4, 0.9), (4, 0.45, 0.9), (5, 0.3, 0.7)):
             nn.init.constant_(model.weight, step)
             best.losses += [torch.tensor(step + 0.0), torch.tensor(step + 1.0)]
             best.record(step, 0.1, val_loss=loss, val_accuracy=accuracy)
-        self.assertEqual([row["train_loss"] for row in best.history], [1.5, 2.5, 3.5, 4.5, 5.5])
+        self.assertEqual([row["train_loss"] for row in best.rows], [1.5, 2.5, 3.5, 4.5, 5.5])
         self.assertEqual((best.restore().weight.item(), best.best["step"], model.training), (3, 3, False))
         best.losses.append(torch.tensor(torch.nan))
         with self.assertRaisesRegex(UserError, "no longer finite at step 6"):
@@ -293,8 +293,8 @@ class ScoringAndTraining(unittest.TestCase):
         config = config_of("--steps", "60", "--eval-every", "10", "--lr", "0.02", "--warmup", "20")
         model, best = add.fit(config, data, "cpu")
         expected = [0.02 * 10 / 20, 0.02, 0.02 * 31 / 36, 0.02 * 21 / 36, 0.02 * 11 / 36, 0.02 * 1 / 36]
-        np.testing.assert_allclose([row["lr"] for row in best.history], expected)
-        row = max(best.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        np.testing.assert_allclose([row["lr"] for row in best.rows], expected)
+        row = max(best.rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertLess(row["step"], 60)
         self.assertEqual(add.evaluate(model, data["val"])[0], row["val_loss"])
 
@@ -346,17 +346,17 @@ class Hooks(unittest.TestCase):
 
     def test_patching_reproduces_the_other_run(self):
         """Given the same digits so far, here of the same sum, only cross-attention tells the decoder the problem."""
-        values = add.record_heads(self.model, self.problems, "heads")
+        values = add.record_heads(self.model, self.problems, "hook_heads")
         self.assertEqual(len(values), 24)
         self.assertTrue(torch.equal(run(self.model, self.problems, set(values), values), self.before))
         other = self.problems + torch.tensor([[1, -1]])
-        values = add.record_heads(self.model, other, "heads")
+        values = add.record_heads(self.model, other, "hook_heads")
         patched = run(self.model, self.problems, {head for head in values if head.startswith("cross")}, values)
         self.assertTrue(torch.equal(patched, run(self.model, other)))
         self.assertFalse(torch.equal(patched, self.before))
 
     def test_hooks_leave_no_trace(self):
-        add.score(self.model, self.problems, add.heads_of(self.model))
+        add.exact_match(self.model, self.problems, add.heads_of(self.model))
         add.gradient_importance(self.model, self.problems)
         for context in (add.replacing(self.model, add.heads_of(self.model)), common.recording(self.model.modules())):
             with self.assertRaises(ZeroDivisionError), context:
@@ -391,7 +391,7 @@ class LookingInside(unittest.TestCase):
         data = {"val": random_problems(150, 2, seed=1), "test": random_problems(300, 2, seed=2)}
         table = self.study("ablation", add.study_ablation, data)
         bars = [bar.get_height() for bar in self.figure[0].patches]
-        values = add.record_heads(self.model, data["val"], "heads")
+        values = add.record_heads(self.model, data["val"], "hook_heads")
         means = {head: output.mean(dim=0) for head, output in values.items()}
         full = self.accuracy(data["test"])
         self.assertEqual((table["n"], table["baseline"], list(means)), (300, full, self.heads))
@@ -427,19 +427,18 @@ class LookingInside(unittest.TestCase):
             both = 0.3 if problems == data["test"] and {"dec.L0.H0", "cross.L0.H0"} <= set(without) else 0.0
             return 1 - both - sum(cost for head, cost in zip(self.heads, costs[problems[0]]) if head in without)
 
-        with mock.patch("attention_addition.score", score):
+        with mock.patch("attention_addition.exact_match", score):
             found = self.study("pruning", add.study_pruning, data, n_random=1)
         self.assertEqual(found["order"], [self.heads[k] for k in (1, 3, 2, 4, 5, 0)])
         np.testing.assert_allclose(found["curves"]["greedy"], [1, 0.98, 0.97, 0.97, 0.665, 0.565, 0.365])
         self.assertEqual((found["prunable"], found["removable_alone"]), (0, [self.heads[k] for k in (2, 3, 4)]))
-        self.assertEqual((found["prunable_share"], found["removable_alone_share"]), (0, 0.5))
         self.assertAlmostEqual(found["accuracy_without_all_of_those"], 0.685)
 
     def test_gradient_importance_by_finite_differences(self):
         """Michel et al. define it as |dL/dx| where x = 1 multiplies the output of a head."""
         problems = random_problems(20, 2)
         _, target = add.tokenize(problems, 2)
-        outputs = add.record_heads(self.model, problems, "heads")
+        outputs = add.record_heads(self.model, problems, "hook_heads")
         slopes = {}
         for head in self.heads:
             more = run(self.model, problems, {head}, {head: 1.00001 * outputs[head]}).transpose(1, 2)
@@ -471,7 +470,7 @@ class LookingInside(unittest.TestCase):
                 flipped = other.sum(1) // 10 ** column % 10
                 usable = (predicted(clean) == digit) & (predicted(other) == flipped)
                 n_usable += usable.sum().item()
-                values = add.record_heads(self.model, other, "heads")
+                values = add.record_heads(self.model, other, "hook_heads")
                 for head in self.heads:
                     n_flipped[head] += (usable & (predicted(clean, {head}, values) == flipped)).sum().item()
             self.assertTrue(150 < n_usable < 400, n_usable)

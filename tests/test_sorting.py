@@ -213,7 +213,7 @@ class Encodings(unittest.TestCase):
         position = torch.tensor([0, 1, 5, 16, 255])
         factor = torch.polar(torch.ones(5, 4), position[:, None] / 10.0 ** torch.arange(4))
         expected = torch.view_as_complex(x.unflatten(-1, (4, 2))) * factor
-        assert_close(sort.Rope({}).turn(x, position), torch.view_as_real(expected).flatten(-2), rtol=1e-4, atol=1e-4)
+        assert_close(sort.Rope({}).rotate(x, position), torch.view_as_real(expected).flatten(-2), rtol=1e-4, atol=1e-4)
 
     def test_alibi(self):
         scores = torch.randint(9, (2, 8, 6, 6)).double()
@@ -276,10 +276,10 @@ class Model(unittest.TestCase):
         mask[1, :, :, 4:] = False  # padding
         alibi = sort.Alibi({"n_head": 3, "slope": 4})
         bias = alibi.bias(torch.zeros(2, 3, 7, 7).double(), torch.arange(7)).masked_fill(~mask, -torch.inf)
-        with common.recording([ours.weights]) as seen:
+        with common.recording([ours.hook_weights]) as seen:
             output = ours(x, mask, alibi, torch.arange(7))
         expected, weights = theirs(x, x, x, attn_mask=bias.flatten(0, 1), average_attn_weights=False)
-        assert_close([output, seen[ours.weights]], [expected, weights])
+        assert_close([output, seen[ours.hook_weights]], [expected, weights])
         grads = torch.autograd.grad(output.square().sum(), list(ours.parameters()))
         assert_close(grads, torch.autograd.grad(expected.square().sum(), list(theirs.parameters())))
 
@@ -374,10 +374,10 @@ class Training(unittest.TestCase):
     def test_rate_and_weight_decay(self):
         """Rows of a learned table beyond training lists are only decayed: by 1 - rate x decay in each step."""
         flags = ["--steps", "10", "--warmup", "4", "--lr", "0.12", "--weight-decay", "0.5", "--eval-every", "1"]
-        with mock.patch.object(common.Best, "restore", lambda best: best.model):  # the last weights, not the best
+        with mock.patch.object(common.History, "restore", lambda best: best.model):  # the last weights, not the best
             model, best = fit("learned", *flags)
         rates = [0.03, 0.06, 0.09, 0.084, 0.072, 0.06, 0.048, 0.036, 0.024, 0.012]
-        np.testing.assert_allclose([row["lr"] for row in best.history], rates)
+        np.testing.assert_allclose([row["lr"] for row in best.rows], rates)
         torch.manual_seed(1)
         drawn = sort.SortednessEncoder(model.config).encoding.table
         decayed = drawn * np.prod([1 - 0.5 * rate for rate in rates])
@@ -386,7 +386,7 @@ class Training(unittest.TestCase):
 
     def test_the_best_weights_come_back(self):
         model, best = fit("none", "--causal", "--steps", "60", "--eval-every", "5", "--lr", "0.1")
-        row = max(best.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        row = max(best.rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertLess(row["step"], 60)
         self.assertEqual(sort.evaluate(model, data_of(200, sort.LENGTHS, seed=2))[0], row["val_loss"])
 
@@ -519,7 +519,7 @@ class Why(unittest.TestCase):
         for row, line, models in zip(found.values(), upper.lines, self.made.values()):
             for k, model in enumerate(models):
                 first, *others = row["start"][k]
-                self.assertEqual(others == 5 * [first], not model.encoding.absolute)
+                self.assertEqual(others == 5 * [first], not model.encoding.uses_start)
                 self.assertEqual(row["start"][k], [accuracy(model, self.data, start) for start in sort.LATE_STARTS])
                 self.assertEqual(row["full"][k], accuracy(model, data[32]))
                 self.assertEqual(row["window"][k], accuracy(model, data[32], window=16))

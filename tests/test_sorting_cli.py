@@ -119,7 +119,7 @@ class CommandLine(CommandLineCase):
             name = "seventh"
             label = "the position itself"
             style = {"color": "tab:brown"}
-            absolute = True
+            uses_start = True
 
             def embed(self, h, position, present):
                 return h + F.pad(position[..., None], (0, h.shape[-1] - 1))  # in the first channel

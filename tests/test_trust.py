@@ -211,9 +211,9 @@ class SameResult(Case):
             for every in (12, 1):
                 config = self.config(script, pe) | {"steps": 12, "eval_every": every}
                 # restore() is left out: it is about the last weights, not the best
-                with quiet(), mock.patch.object(common.Best, "restore", lambda best: best.model):
+                with quiet(), mock.patch.object(common.History, "restore", lambda best: best.model):
                     model, best = SCRIPTS[script].fit(config, data[script], torch.device("cpu"))
-                self.assertEqual(len(best.history), 12 // every)
+                self.assertEqual(len(best.rows), 12 // every)
                 weights.append(model.state_dict())
             for name in weights[0]:
                 self.assertTrue(torch.equal(weights[0][name], weights[1][name]), (script, pe, name))
