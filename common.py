@@ -593,7 +593,7 @@ def add_common_flags(parser, **defaults):
     group.add_argument("--n-layer", type=number(int, 1, 100), default=1, help="blocks of an encoder or decoder")
     group.add_argument("--n-head", type=number(int, 1, 999), default=4, help="heads of an attention")
     group.add_argument("--d-model", type=number(int, 1, 8192), help="channels of a token")
-    group.add_argument("--d-ff", type=number(int, 1, 65536), default=64, help="hidden units of a feed-forward network")
+    group.add_argument("--d-ff", type=number(int, 1, 65536), help="hidden units of a feed-forward network")
     group = parser.add_argument_group("training")
     # torch's generator takes 32 bits of a seed on some devices: larger seeds would repeat smaller ones
     group.add_argument("--model-seed", type=number(int, 0, 10**9), default=1,
