@@ -1038,8 +1038,8 @@ def command_line():
     parser.add_argument("--cascades", type=number(float, 0, 1), default=0.5,
                         help="share of training problems with columns changed to sum to nine or ten")
     parser.add_argument("--reverse", action="store_true", help="generate the units digit first (not for --mode analyze)")
-    common.add_common_flags(parser, d_model=64, d_ff=128, steps=2200, batch_size=64, lr=5e-3, warmup=50,
-                            weight_decay=0.3, eval_every=440)
+    common.add_common_flags(parser, d_model=64, d_ff=128, steps=2100, batch_size=64, lr=5e-3, warmup=50,
+                            weight_decay=0.3, eval_every=420)
     return parser
 
 
