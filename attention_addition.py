@@ -5,8 +5,8 @@ digit at a time. Nobody tells them what a digit is worth or what a carry is. The
 it is tested on all 810,000 that exist (2.5% of them were in training, in one order or the other). Then we look inside:
 which tokens does each head attend to, which heads can be removed, and which heads move the carry?
 
-  python attention_addition.py 347+159 999+999           ask the trained model, two seconds
-  python attention_addition.py                           data, training, analysis: about a minute
+  python attention_addition.py 347+159 999+999           ask the trained model in out/reference, two seconds
+  python attention_addition.py                           data, training, analysis: about a minute on two cores
   python attention_addition.py --mode train --steps 500  a shorter training, results in out/addition
   python attention_addition.py --mode analyze            look inside
   python attention_addition.py --mode analyze 582+417    draw all heads on this problem
@@ -15,8 +15,7 @@ Read it from the top: the task, the data, attention, the model, scoring, trainin
 Comments give the shape of each tensor: B problems in a batch or N in all, n digits in a number, C channels (d_model); in
 attention T queries, S keys, and d channels of a query or key.
 
-Left out on purpose: dropout, label smoothing, beam search, and a cache of keys and values. The model reaches 100% without
-them. The code runs on torch >= 2.0.
+Left out on purpose: dropout, label smoothing, beam search, and a cache of keys and values. The code runs on torch >= 2.0.
 """
 import functools
 import math
@@ -44,7 +43,6 @@ SCRIPT = "attention_addition.py"
 #     347+159   source 3 4 7 + 1 5 9    target 0 5 0 6
 #
 # The decoder predicts each digit from the digits before it. The first digit has none before it, hence the start token.
-# A decoder that is given the first digit instead never learns to predict it.
 
 PLUS = 10
 START = 11
@@ -66,7 +64,7 @@ def tokenize(problems, num_digits):
 
 
 def carries(problems, num_digits):
-    """Which columns carry into the next one: (N, 2) -> (N, n) booleans, units first.
+    """Which columns carry into the next one: (N, 2) -> (N, n) booleans, units first (unlike digits).
 
     The tens of 347+159 carry, because 47 + 59 is 100 or more.
     """
@@ -83,10 +81,10 @@ def carries(problems, num_digits):
 #
 #     {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}
 #
-# The hard cases of addition are rare in random problems. If a column sums to nine, it passes on the carry that arrives:
-# 347+652 is 0999, but 348+652 is 1000. Such a carry through several columns is called a cascade. So in half of the
-# draws for training (--cascades) most columns are changed to sum to nine or ten. Validation and test problems stay
-# random.
+# The hard cases of addition are rare in random problems. A column that sums to ten or more starts a carry. One that
+# sums to nine passes on a carry that arrives: 347+652 is 0999, but 348+652 is 1000. A carry through several columns is
+# called a cascade. So in half of the draws for training (--cascades) most columns are changed to sum to nine or ten.
+# Validation and test problems stay random.
 # Found: of 20 trainings with fresh data and model seeds, 19 had no error among all problems (one had 14). Without
 # cascades 7 of the same 20 had none (the worst had 248).
 
@@ -106,21 +104,18 @@ def make_cascade(a, b, num_digits, rng):
         x = a // power % 10
         y = b // power % 10
         if rng.random() < 0.7:
-            total = 9 + int(2 * rng.random())
-            b += (min(9, total - x) - y) * power  # 0 + y cannot be ten, so take nine
+            total = 9 + int(2 * rng.random())  # random(), unlike randint(), is the same in every version of Python
+            b += (min(9, total - x) - y) * power  # if x is 0 no digit makes ten, so take nine
     return b
 
 
 def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
-    """Draw different problems, no two of them mirror images: {split: list of (a, b)} for sizes {split: n}.
-
-    random.random() gives the same numbers in every version of Python.
-    """
+    """Draw different problems, no two of them mirror images: {split: list of (a, b)} for sizes {split: n}."""
     low, count = operand_range(num_digits, leading_zeros)
     rng = random.Random(seed)
     seen = set()
     problems = {split: [] for split in SPLITS}
-    for split in ("test", "val", "train"):
+    for split in ("test", "val", "train"):  # training last, so that its size does not change the others
         while len(problems[split]) < sizes[split]:
             a = low + int(count * rng.random())
             b = low + int(count * rng.random())
@@ -177,15 +172,15 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     q (..., T, d), k (..., S, d), v (..., S, d_v); mask, broadcast to (..., T, S), is True where a query may attend.
     Returns the output (..., T, d_v) and the weights (..., T, S).
 
-    By hand: the dot products of the query with the two keys are 2 ln 3 and 0. Divided by sqrt(4) they are ln 3 and 0. The
-    weights are as exp(ln 3) : exp(0) = 3 : 1, so the output is 3/4 of the first value and 1/4 of the second.
-
     >>> q = torch.tensor([[2 * math.log(3), 0, 0, 0]])
     >>> k = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]])
     >>> v = torch.tensor([[8.0], [4.0]])
     >>> output, weights = scaled_dot_product_attention(q, k, v)
     >>> weights, output.round()
     (tensor([[0.7500, 0.2500]]), tensor([[7.]]))
+
+    By hand: the dot products of this query with the two keys are 2 ln 3 and 0. Divided by sqrt(4) they are ln 3 and 0. The
+    weights are as exp(ln 3) : exp(0) = 3 : 1, so the output is 3/4 of the first value and 1/4 of the second.
     """
     # If the d entries of q and k are independent with mean 0 and variance 1, their dot product has variance d.
     # Divided by sqrt(d) it has variance 1 for every d, so the softmax starts neither flat nor stuck on one key.
@@ -216,7 +211,7 @@ class MultiHeadAttention(nn.Module):
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
         # PyTorch can call a function of ours (a hook) on the output of any module. nn.Identity returns its input. So
-        # these two change nothing, but section 7 can record or replace what passes through them.
+        # these two change nothing, but section 7 can record what passes through them, and replace the head outputs.
         self.hook_weights = nn.Identity()  # (B, n_head, T, S)
         self.hook_heads = nn.Identity()    # (B, n_head, T, d_head), the head outputs
 
@@ -240,8 +235,10 @@ class MultiHeadAttention(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # 4. The model
 #
-# The encoder runs once per problem. Its output, a vector per source token, is called the memory. The decoder runs once
-# per digit of the answer: its tokens attend to each other (self-attention), then to the memory (cross-attention).
+# The encoder runs once per problem. Its output, a vector per source token, is called the memory. To generate an answer,
+# the decoder runs once per digit: its tokens attend to each other (self-attention), then to the memory
+# (cross-attention). By default encoder and decoder have one block each, C = 64 channels, and 4 heads in each of the
+# three attentions, 12 heads in all.
 #
 # A block is made of sublayers: attention moves information between tokens, the feed-forward network works on each
 # token alone. Every sublayer adds its result to the hidden state x (a residual connection), so it only has to learn a
@@ -351,11 +348,11 @@ class Adder(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # 5. Decoding and scoring
 #
-# An answer counts as right only if all of its digits are (exact match), by greedy decoding: the model reads the digits
-# that it has generated itself, not the correct ones (teacher forcing). Accuracy per digit is mostly higher with teacher
-# forcing, which corrects each mistake before the next digit. Exact match is the same for both: as long as all digits
+# An answer counts as right only if all of its digits are (exact match). In greedy decoding the model reads the digits
+# that it has generated itself. With teacher forcing it reads the correct ones instead, which corrects each mistake
+# before the next digit, so accuracy per digit can be higher. Exact match is the same for both: as long as all digits
 # are correct, both read the same input, so they make their first mistake at the same digit. Hence one teacher-forced
-# pass tells whether an answer is right.
+# pass tells whether an answer is right. Accuracy per digit needs greedy decoding.
 
 
 def tokens_of(model, problems):
@@ -385,7 +382,7 @@ def solve(model, problems):
 
 def is_right(model, problems):
     """Which problems (N, 2) greedy decoding answers with no wrong digit: (N,) booleans, by one teacher-forced pass."""
-    @torch.inference_mode()
+    @torch.inference_mode()  # holds for one thread, and parallel_map has several
     def check(chunk):
         source, target = tokens_of(model, chunk)
         return (model(source, target).argmax(dim=-1) == target).all(dim=1).cpu()
@@ -418,7 +415,7 @@ def all_problems(num_digits, leading_zeros):
 
 
 def test_everything(model, leading_zeros):
-    """Test the model on every problem there is; print the errors, and return them by the number of carries too.
+    """Test the model on all_problems(); print the errors, and return them by the number of carries too.
 
     2,000 test problems cannot show an error rate of one in a thousand: a model that has it is right on all of them with
     probability 0.999^2000 = 14%.
@@ -447,8 +444,9 @@ def test_everything(model, leading_zeros):
 # 6. Training
 #
 # In each step the model predicts all digits of a batch by teacher forcing. The loss is the cross-entropy of the correct
-# digits. The learning rate rises during a short warm-up and falls to 0 over the last 60% of the steps (the reasons are
-# in common.optimizer_of). The weights with the highest validation accuracy are kept.
+# digits. Data augmentation: each problem is shown as a+b or as b+a at random. The optimizer is AdamW, with a weight
+# decay of 0.3 on matrices. The learning rate rises to 5e-3 during a short warm-up and falls to 0 over the last 60% of
+# the steps (common.optimizer_of says why). The weights with the highest validation accuracy are kept.
 
 
 def fit(config, data, device):
@@ -466,7 +464,7 @@ def fit(config, data, device):
     history = common.History(model)
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                           # (B,)
-        swap = torch.rand(len(batch), 1, generator=coin) < 0.5          # (B, 1), data augmentation: b+a instead of a+b
+        swap = torch.rand(len(batch), 1, generator=coin) < 0.5          # (B, 1), whether to show b+a
         x = torch.where(swap.to(device), mirror[batch], source[batch])  # (B, 2n+1)
         logits = model(x, target[batch])                                # (B, n+1, 10)
         loss = F.cross_entropy(logits.flatten(0, 1), target[batch].flatten())
@@ -513,7 +511,8 @@ def train(args, data, seed):
 #
 # Heads are called enc.L0.H1 (encoder, layer 0, head 1), dec.L0.H1 (self-attention of the decoder) and cross.L0.H1.
 # The nn.Identity modules of section 3 are where we attach: common.recording keeps what passes through them, and
-# common.patching replaces it. All runs here are teacher-forced, which gives the same exact match (section 5).
+# common.patching replaces it. All runs here are teacher-forced, which gives the same exact match (section 5). "Our
+# model" is the one in out/reference, of model seed 1. Numbers for five model seeds are made by python -m tests.seeds.
 
 
 def heads_of(model):
@@ -530,10 +529,11 @@ def heads_of(model):
 
 def record_heads(model, problems, what):
     """Run problems (N, 2); return {head: (N, T, S)} for "hook_weights", {head: (N, T, d_head)} for "hook_heads"."""
-    points = {head: (getattr(attention, what), h) for head, (attention, h) in heads_of(model).items()}
-    with torch.inference_mode(), common.recording([point for point, _ in points.values()]) as seen:
+    heads = heads_of(model)
+    modules = [getattr(attention, what) for attention, _ in heads.values()]
+    with torch.inference_mode(), common.recording(modules) as seen:
         model(*tokens_of(model, problems))
-    return {head: seen[point][:, h] for head, (point, h) in points.items()}
+    return {head: seen[module][:, h] for module, (head, (_, h)) in zip(modules, heads.items())}
 
 
 def attention_of(model, problems):
@@ -543,10 +543,10 @@ def attention_of(model, problems):
 
 
 def replacing(model, heads, values=None):
-    """While the block runs, replace the outputs of some heads: by zeros, or by values {head: (N or 1, T, d_head)}."""
+    """Inside a `with`, replace the outputs of some heads: by zeros, or by values {head: (N or 1, T, d_head)}."""
     found = heads_of(model)
 
-    def change(head, outputs):  # outputs (N, n_head, T, d_head) of all heads of the block
+    def change(head, outputs):  # outputs (N, n_head, T, d_head) of all heads of this attention
         outputs = outputs.clone()
         outputs[:, found[head][1]] = 0.0 if values is None else values[head]
         return outputs
@@ -567,14 +567,15 @@ def exact_match(model, problems, without=(), values=None):
 # the two digits there. Refuted if no head gives most of its weight to them. Attention weights show where a head reads.
 # They do not show that the model needs it; 7b to 7d test that.
 # Verdict: supported in four of five model seeds. In our model enc.L0.H1 gives at least 0.95 of its weight to the column
-# to the right, and cross.L0.H0 0.50 to 0.71. enc.L0.H2 attends to the two digits of its own column (0.91 and more); four
-# of five model seeds have such a head.
+# to the right, and cross.L0.H0 0.50 to 0.71. enc.L0.H2 attends to the two digits of its own column (0.91 and more);
+# four of five model seeds have such a head.
 
 
 def draw_attention(weights, source, target, title, path):
     """Draw a heatmap per head, a row of them per block: weights {head: (T, S)}, names of the source and target tokens."""
-    n_rows = len({head.rsplit(".", 1)[0] for head in weights})
-    with common.figure(path, 1.7 * n_rows + 0.4, n_rows, len(weights) // n_rows, title=title) as axes:
+    n_columns = 1 + max(int(head.rpartition("H")[2]) for head in weights)  # the heads of a block
+    n_rows = len(weights) // n_columns
+    with common.figure(path, 1.7 * n_rows + 0.4, n_rows, n_columns, title=title) as axes:
         for axis, (head, grid) in zip(axes.flat, weights.items()):
             queries = source if head.startswith("enc") else target
             keys = ["start", *target[:-1]] if head.startswith("dec") else source
@@ -648,7 +649,8 @@ def study_ablation(model, data, out):
     return table
 
 
-# A cheaper measure of importance needs one backward pass instead of one evaluation per head. Do the two agree?
+# A cheaper measure of importance needs one backward pass instead of one evaluation per head. Do the two agree? Such a
+# ranking would choose the heads to prune, so both are made on validation problems.
 # Verdict: they do. The rank correlations for five model seeds are 0.93 to 0.95.
 
 
@@ -656,13 +658,12 @@ def gradient_importance(model, problems):
     """Michel, Levy & Neubig 2019, section 4.1: the mean of |head output . gradient of the loss| over the problems.
 
     To first order this is how much the loss would change if the output were removed. Returned as shares of the sum over
-    all heads. (The paper divides the scores of each block by their norm, which makes the heads of an idle block look
-    important.)
+    all heads. (The paper also divides the scores of each block by their norm.)
     """
     source, target = tokens_of(model, problems)
     heads = heads_of(model)
     with common.recording([attention.hook_heads for attention, _ in heads.values()]) as seen:
-        loss = F.cross_entropy(model(source, target).transpose(1, 2), target, reduction="sum")  # each problem its own loss
+        loss = F.cross_entropy(model(source, target).transpose(1, 2), target, reduction="sum")  # a mean would divide by N
     gradients = dict(zip(seen, torch.autograd.grad(loss, list(seen.values()))))  # {module: (N, n_head, T, d_head)}
     scores = {}
     for head, (attention, h) in heads.items():
@@ -676,7 +677,7 @@ def rank_correlation(x, y):
     """Spearman's rank correlation of two lists; equal values share their mean rank."""
     def ranks(values):
         values = torch.tensor(values, dtype=torch.double)
-        # twice the mean rank, less 1
+        # how many are smaller, and how many smaller or equal: together twice the mean rank, less 1
         return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1)).double()
     return torch.corrcoef(torch.stack([ranks(x), ranks(y)]))[0, 1].nan_to_num().item()  # NaN if all are equal
 
@@ -716,16 +717,16 @@ def study_pruning(model, data, out, n_random=20):
     val, test = data["val"], data["test"]
     names = list(heads_of(model))
 
-    def curve(order):
+    def accuracies(order):
         return [exact_match(model, test, set(order[:k])) for k in range(len(order) + 1)]
 
     order = []
     while len(order) < len(names):
         scores = {head: exact_match(model, val, {*order, head}) for head in names if head not in order}
         order.append(max(scores, key=scores.get))
-    greedy = curve(order)
+    greedy = accuracies(order)
     rng = random.Random(0)
-    random_orders = [curve(rng.sample(names, len(names))) for _ in range(n_random)]
+    random_orders = [accuracies(rng.sample(names, len(names))) for _ in range(n_random)]
     enough = greedy[0] - 0.01 - 1e-9
     alone = [head for head in names if exact_match(model, test, {head}) >= enough]
     prunable = max(k for k, accuracy in enumerate(greedy) if accuracy >= enough)
@@ -756,17 +757,18 @@ def study_pruning(model, data, out, n_random=20):
 #
 # Run the model on one of them (the clean run), and replace the outputs of some heads by those from the other problem
 # (the corrupted run). Does the digit flip to that of the other problem? If it always does, these heads are sufficient
-# to move the carry. The decoder reads the correct digits above the destination. They are the same in both problems,
-# because the carry ends in the destination, whose digits therefore must not sum to nine.
+# to move the carry. The digits in the destination must not sum to nine, so that the carry stops there. Then all digits
+# of the sum further left are the same in both problems. These are what the decoder is given.
 #
 # Two rates are known beforehand and check the method. All cross-attention heads together must flip every digit, for the
 # decoder knows the problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen
-# only the digits above.
-# Hypothesis: one head moves the carry. Refuted on a route if no head alone flips more than half of the digits.
-# Verdict: supported for carries out of the units. In each of five model seeds one head alone flips at least 95% of those
-# into the tens, an encoder head in seeds 1, 3 and 5, a cross-attention head in seeds 2, 4 and 5. In all five one encoder
-# head flips those that pass through a nine. Out of the tens the best head flips 54 to 100%. Out of the hundreds it is
-# mixed: 28 to 85%, by seed.
+# only the digits further left. Both hold.
+# Hypothesis: one head moves the carry. Refuted on a route (from an origin to a destination) if no head alone flips more
+# than half of the digits.
+# Verdict: supported for carries out of the units. In each of five model seeds one head alone flips at least 95% of
+# those into the tens, an encoder head in seeds 1, 3 and 5, a cross-attention head in seeds 2, 4 and 5. In all five one
+# encoder head flips those that pass through a nine. Out of the tens the best head flips 54 to 100%. Out of the hundreds
+# it is mixed: 28 to 85%, by seed.
 
 
 def carry_pairs(column, origin, n_pairs, num_digits):
@@ -854,14 +856,15 @@ def study_carry(model, out, n_pairs=1000):
 
 # 7e. At which tokens does the encoder's output encode a carry?
 #
-# Hypothesis: a linear probe can read the carries there at certain tokens: a least-squares fit from the encoder's output
-# at one token to "does this column carry?", fitted on half of the problems and scored on the other half. Control: the
-# same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for a token where the trained
-# encoder is no better. A probe shows what could be read. Whether the model reads it is tested in 7d. And the carry out of
-# the units is a threshold on the sum of two digits, so a token that merely holds this sum passes too.
-# Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 1.00 and 0.99 at
-# a digit of their own column. At the tens digits the carry out of the units can be read too (1.00). The untrained encoder
-# reaches at best 0.89.
+# Hypothesis: at some token a linear probe can read the carry out of a column. The probe is a least-squares fit from the
+# encoder's output at one token to "does this column carry?", on half of the problems. It is scored on the other half.
+# Control: the same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for a column
+# where the best token of the trained encoder is no better. A probe shows what could be read. Whether the model reads it
+# is tested in 7d. And the carry out of the units is a threshold on the sum of two digits, so a token that merely holds
+# this sum passes too.
+# Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 1.00 and 0.99
+# at a digit of their own column. At the tens digits the carry out of the units can be read too (1.00). The untrained
+# encoder reaches at best 0.89.
 
 
 @torch.inference_mode()
@@ -898,7 +901,7 @@ def study_probe(model, data, out):
 
 
 def analyze(args):
-    """--mode analyze: 7a to 7e for one model. (python -m tests.seeds repeats it for five.)"""
+    """--mode analyze: 7a to 7e for one model."""
     out = common.folder(args.out_dir, "addition")
     data = load_data(args)
     model = obtain_model(args, args.model_seed)
@@ -1025,9 +1028,9 @@ def infer(args):
 
 
 def command_line():
-    """Declare every flag, once, with its default and its reason."""
+    """Declare the flags."""
     number = common.number
-    title, _, examples, *_ = __doc__.split("\n\n")
+    title, _, examples, *_ = __doc__.split("\n\n")  # paragraphs 1 and 3 of the text at the top
     parser = common.ArgumentParser(description=title, epilog=f"examples:\n{examples}")
     parser.add_argument("questions", nargs="*", metavar="problem", help="problems such as 347+159, a file with one per "
                         "line, or - for standard input; without --mode they are answered")
@@ -1038,8 +1041,8 @@ def command_line():
     parser.add_argument("--cascades", type=number(float, 0, 1), default=0.5,
                         help="share of training problems with columns changed to sum to nine or ten")
     parser.add_argument("--reverse", action="store_true", help="generate the units digit first (not for --mode analyze)")
-    common.add_common_flags(parser, d_model=64, d_ff=128, steps=2100, batch_size=64, lr=5e-3, warmup=50,
-                            weight_decay=0.3, eval_every=420)
+    common.add_common_flags(parser, d_model=64, d_ff=128, steps=2200, batch_size=64, lr=5e-3, warmup=50,
+                            weight_decay=0.3, eval_every=440)
     return parser
 
 
@@ -1067,7 +1070,7 @@ def main():
             train(args, data, seed)
     if args.mode == "infer":
         infer(args)
-    elif args.questions:
+    elif args.questions:  # --mode analyze with problems
         model = obtain_model(args, args.model_seed)
         for text in common.questions(args.questions):
             a, b = parse_problem(text, args.num_digits, args.leading_zeros)

@@ -459,7 +459,8 @@ def recording(modules):
 # ------------------------------------------------------------------------------------------------
 # Figures
 #
-# All are equally wide, so that their letters are equally large in a report: on a page 17 cm wide none is below 7 points.
+# All are equally wide, so that their letters are equally large in a report: on a page 17 cm wide none is below 7
+# points.
 
 WIDTH = 8  # inches
 STYLE = {

@@ -6,7 +6,7 @@ allow the model to extrapolate". We measure it for six encodings, and change one
 or the position where training lists start. What came out, at 256 numbers with a causal mask (chance is 50%): sinusoidal,
 learned and RoPE 50 to 51%, randomized 83%, no encoding 93%, ALiBi 100%; with random starts sinusoidal 89%, learned 77%.
 
-  python positional_sorting.py "3 15 27 41 55 61 88 70"       ask the trained model, two seconds
+  python positional_sorting.py "3 15 27 41 55 61 88 70"       ask the trained model (ALiBi, causal mask), two seconds
   python positional_sorting.py                                data, four encodings without a mask: about three minutes
   python positional_sorting.py --mode train --pe rope         train one encoding, results in out/sorting/rope
   python positional_sorting.py --mode extrapolate --causal    long lists, with a causal mask
@@ -39,7 +39,8 @@ SCRIPT = "positional_sorting.py"
 #     {"sequence": [3, 15, 27], "is_sorted": 1, "length": 3, "kind": "sorted"}
 #
 # A list is sorted if no number is smaller than the one before it. What the model learns depends on which unsorted lists
-# it sees. One that has only seen shuffled lists misses half of the single swaps (--kinds shuffled). So there are five kinds.
+# it sees. One that has only seen shuffled lists misses half of the single swaps (--kinds shuffled). So there are five
+# kinds.
 #
 # The answer must depend on the order only. So lists come in pairs, a sorted one and an unsorted one of the same
 # numbers. A model that sees which numbers there are, but not their order, is right on exactly one of the two.
@@ -55,8 +56,8 @@ UNSORTED = ("adjacent_swap", "random_swap", "swaps", "shuffled", "reversed")
 KINDS = ("sorted", *UNSORTED, "unsorted")  # the last is for data of your own that do not say how they are unsorted
 SORTED = 0                                 # as an index into KINDS
 SPLITS = ("train", "val", "test")
-LENGTHS = list(range(8, 17))  # of training, validation and test lists
-TRAINING_LENGTHS = LENGTHS[:-1] + 8 * LENGTHS[-1:]  # half have 16 numbers: only these train position 15
+LENGTHS = list(range(8, 17))  # of validation and test lists
+TRAINING_LENGTHS = [*range(8, 16), *(8 * [16])]  # half have 16 numbers: only these train position 15
 
 
 def is_sorted(numbers):
@@ -226,7 +227,7 @@ class Randomized(Encoding):
         self.max_len = config["max_len"]
 
     def embed(self, h, position, present):
-        generator = None if self.training else torch.Generator().manual_seed(0)  # new in each training step
+        generator = None if self.training else torch.Generator().manual_seed(0)  # random in training, fixed in tests
         chosen = torch.randperm(self.max_len, generator=generator)[:h.shape[1]].to(h.device)  # (T,)
         position = chosen.masked_fill(~present, self.max_len).sort(dim=-1).values  # (B, T); padding has the largest
         return h + sinusoids(position, h.shape[-1])
@@ -235,8 +236,8 @@ class Randomized(Encoding):
 class Rope(Encoding):
     """RoPE (Su et al. 2021, section 3.2): rotate each pair of channels of q and k, in proportion to the position.
 
-    Query i is rotated by i angles and key j by j. Rotating both back by j changes no dot product, and leaves the query
-    rotated by i - j and the key not at all. So a score depends on the distance i - j alone.
+    Query i is rotated by i times the angle of the pair, key j by j times. Rotating both back by j times changes no dot
+    product, and leaves the query rotated i - j times and the key not at all. So a score depends on i - j alone.
     """
 
     name = "rope"
@@ -286,7 +287,7 @@ def encodings():
 # Without a mask every number attends to all numbers. With a causal mask it attends to itself and to earlier ones. At
 # the end the hidden states of all numbers are pooled into one vector. Mean pooling would dilute one misplaced number
 # among 256. Max pooling, the largest value of each channel, does not: one hidden state can decide, however long the
-# list.
+# list. By default there is one block, with 4 heads, 32 channels and 64 hidden units.
 
 
 class MultiHeadAttention(nn.Module):
@@ -345,8 +346,8 @@ class SortednessEncoder(nn.Module):
     def forward(self, x, start=0, window=None):
         """x (B, T), PAD after the end of a list -> logits (B,).
 
-        The numbers stand at positions start, start + 1, ...; start is a number, or (B, 1). With a window (sliding-window
-        attention, for causal models and lists without padding) a query attends to the last `window` numbers only.
+        The numbers stand at positions start, start + 1, ...; start is a number, or (B, 1) (section 5). With a window
+        (section 7b; for causal models and lists without padding) a query attends to the last `window` numbers only.
         """
         order = torch.arange(x.shape[1], device=x.device)                # (T,)
         present = x != PAD                                               # (B, T)
@@ -381,7 +382,7 @@ class SortednessEncoder(nn.Module):
 
 def predict(model, lists, start=0, window=None):
     """The logits (N,) of lists (N, T), in chunks, because attention takes n_head x T x T numbers for each list."""
-    chunk_size = max(1, min(512, 2**20 // lists.shape[1] ** 2))
+    chunk_size = max(1, min(512, 2**20 // lists.shape[1] ** 2))  # at most a million weights per head
 
     @torch.inference_mode()  # holds for one thread, and parallel_map has several
     def run(chunk):
@@ -408,11 +409,13 @@ def evaluate(model, data, start=0, window=None):
 # ------------------------------------------------------------------------------------------------
 # 5. Training
 #
-# Training lists start at position 0, or with --random-start at a random position (SHAPE, Kiyono et al. 2021). Then all
-# positions up to 255 occur in training, although no list is longer than 16. Section 7c leaves some positions out.
+# Training lists start at position 0, or with --random-start at a random position (Kiyono et al. 2021 call it SHAPE).
+# Then all positions up to 255 occur in training, although no list is longer than 16. Section 7c leaves some positions
+# out.
 #
-# The learning rate rises during a short warm-up, then falls to 0 over all steps (the reasons are in
-# common.optimizer_of). The weights with the highest accuracy on the validation lists, which start at 0, are kept.
+# The optimizer is AdamW. The learning rate rises to 1e-2 during a short warm-up, then falls to 0 over all steps
+# (common.optimizer_of says why). The weights with the highest accuracy on the validation lists are kept. These start at
+# 0 and are as short as the training lists: no long list has a say.
 #
 # Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its numbers. We add a
 # random amount each time a list is used, so that the model sees more pairs of numbers.
@@ -427,7 +430,7 @@ STARTS = {
 def make_config(args, pe, model_seed, random_start):
     """All that a model depends on: saved with it, and compared before it is used."""
     config = common.config_of(args, SCRIPT, data_folder(args), model_seed)
-    for name in ("lengths", "n_long"):
+    for name in ("lengths", "n_long"):  # these change the tests, not the model
         del config[name]
     return config | {"pe": pe, "random_start": random_start if encodings()[pe].uses_start else None}
 
@@ -454,10 +457,7 @@ def shift(lists, generator):
 
 
 def fit(config, data, device):
-    """Train a model; return it with its best weights, and its History.
-
-    The best weights are chosen on the validation lists, which are as short as the training lists: no long list has a say.
-    """
+    """Train a model; return it with its best weights, and its History."""
     seed = config["model_seed"]
     torch.manual_seed(seed)
     model = SortednessEncoder(config).to(device)
@@ -562,7 +562,8 @@ def attention_of(model, lists):
 # One thing changes at a time. Every encoding is trained without a mask (the usual encoder) and with a causal mask, the
 # ones that depend on the start also with a causal mask and random starts. For the others random starts change nothing.
 #
-# Found (accuracy in percent at 8-16, 32 and 256 numbers, mean of five model seeds):
+# Found (accuracy in percent at 8-16, 32 and 256 numbers, mean of five model seeds; the commands stand at the top of
+# tests/tables.py):
 #
 #                   no mask           causal mask       causal mask, random starts
 #     sinusoidal     99   51   50     100   86   50     100   99   89
@@ -572,9 +573,12 @@ def attention_of(model, lists):
 #     RoPE           95   81   50     100   87   51     as without random starts
 #     ALiBi          85   82   80     100  100  100     as without random starts
 #
+# Why does ALiBi need the causal mask? Without a mask it cannot tell a list from its mirror image: its bias depends on
+# |i - j|, so both get the same hidden states in mirrored order, and after pooling the same answer. It cannot be right
+# on both a sorted list and its reverse. (Of the reversed lists of 16 numbers 1.5% are called unsorted.)
+#
 # How can a model without positions see the order? With a causal mask a head can look for an earlier number that is
-# larger, wherever it stands: in a sorted list there is none. (That agrees with its errors at 256, which are sorted lists
-# and single swaps of neighbours. What its heads do was not tested.)
+# larger, wherever it stands: in a sorted list there is none. (What the heads of this model do was not tested.)
 
 
 def test_lengths(models, data):
@@ -632,7 +636,7 @@ def show_extrapolation(results, lengths, out):
         if entry["causal"] and not entry["random_start"]:
             panels["causal mask"].append(entry)
         if entry["causal"] and (entry["random_start"] == "everywhere" or not encodings()[entry["pe"]].uses_start):
-            panels["causal mask, random starts"].append(entry)  # those that ignore the start are as in the panel before
+            panels["causal mask, random starts"].append(entry)  # one that ignores the start is drawn in both panels
     panels = {setting: entries for setting, entries in panels.items() if entries}
     if not panels:  # only random starts that leave out some positions
         return
@@ -672,14 +676,14 @@ def show_kinds(results, length, out):
 # ------------------------------------------------------------------------------------------------
 # 7. Why
 #
-# Each experiment has a hypothesis, a measurement that could refute it, and a verdict. The models have a causal mask, except
-# in 7a. 7b and 7c also vary where training lists start.
+# 7b to 7d have a hypothesis, a measurement that could refute it, and a verdict. Their models have a causal mask. In 7b
+# and 7c some are trained with random starts.
 #
 # 7a. What does training leave in the table of a learned encoding?
 #
 # Rows beyond position 15 have a gradient of 0, so only weight decay changes them: it shrinks them without turning them.
 # At position 16 the model therefore adds a random vector that it has never seen. The check: the cosine of the trained
-# and the initial row is 1.0000 from position 16 on, and less before.
+# and the initial row is 1.0000 from position 16 on, and TABLECOSINE at most before.
 
 
 def study_table(model, path):
@@ -707,14 +711,16 @@ def study_table(model, path):
 
 # 7b. Is it the unseen positions, or the unseen length?
 #
-# A list of 256 has three things that no training list has: late positions, keys at great distances, and more chances
-# for one false alarm. Lists of 16 that start at position 240 have late positions only. Lists of 256 in which each
-# number attends to the last 16 only (a sliding window) have no distant keys.
-# Hypothesis 1: absolute encodings fail at late positions, whatever the length. Refuted if short lists that start late
-# are right. Hypothesis 2: the others fail at unseen distances. Refuted for an encoding that the window does not help.
+# A list of 256 has two things that no training list has: late positions, and queries with more than 16 keys, some at
+# great distances. Lists of 16 that start at position 240 have late positions only. Lists of 256 in which each number
+# attends to the last 16 only (a sliding window) have late positions, but no more keys than in training.
+# Hypothesis 1: sinusoidal and learned fail at late positions, whatever the length. Refuted if short lists that start
+# late are right. Hypothesis 2: the others fail because of more and farther keys. Refuted for an encoding that the
+# window does not help.
 # Verdict: 1 is supported. Lists of 16 that start at 240: learned 50%, sinusoidal 74%; with random starts 91 and 100%.
-# 2 is supported for RoPE (51% on lists of 256, 100.0% with the window) and no encoding (93 and 99.6%), not for randomized
-# (83 and 81%), which draws its own positions, so that its line in the upper panel must be flat. ALiBi does not fail.
+# (The others ignore the start: their lines in the upper panel are flat.) 2 is supported for RoPE (51% on lists of 256,
+# 100.0% with the window) and no encoding (93 and 99.6%). It is refuted for randomized (83 and 81%): why that fails is
+# open. ALiBi does not fail.
 
 LATE_STARTS = (0, 16, 32, 64, 128, 240)
 WINDOW = LENGTHS[-1]
@@ -761,12 +767,12 @@ def study_positions(args, data, path):
 #
 # Hypothesis: what a sinusoid learns at some positions holds at others, for all positions share the same few waves. What
 # a table learns holds in its row only. So we train with random starts that leave out some positions, and test lists of
-# 16 that start before, inside and after them. Refuted if the accuracy of learned stays up there, or if that of sinusoidal
-# falls with it. Interpolation (a gap between training positions) should be easier than extrapolation (beyond the last
-# of them), so we test both.
-# Verdict: supported for interpolation in four of five seeds. Inside the gap learned falls from 93 to 50%, sinusoidal from
-# 100 to 93% (one seed to 71%). Refuted for extrapolation: beyond the last training position sinusoidal fades, 92% at 124,
-# 64% at 160, 60% at 240; learned is at 50%.
+# 16 that start before, inside and after them. Refuted if the accuracy of learned stays up there, or if that of
+# sinusoidal falls with it. Interpolation (a gap between training positions) should be easier than extrapolation (beyond
+# the last of them), so we test both.
+# Verdict: supported for interpolation in four of five seeds. Inside the gap learned falls from 93 to 50%, sinusoidal
+# from 100 to 93% (one seed to 71%). Refuted for extrapolation: beyond the last training position sinusoidal fades, 92%
+# at 124, 64% at 160, 60% at 240; learned is at 50%.
 
 BANDS = {"gap": "no training list touches positions 100 to 139", "early": "no training list goes beyond position 120"}
 BAND_STARTS = (0, 40, 80, 104, 112, 120, 124, 140, 160, 200, 240)
@@ -790,7 +796,8 @@ def study_bands(args, data, path):
                 mean = 100 * torch.tensor(values).mean(0)
                 print(f"{encoding.label}, {title}: "
                       + ", ".join(f"{mean[i]:.0f}% at {start}" for i, start in enumerate(BAND_STARTS)))
-            axis.set(title=title, xlabel="position of the first of 16 numbers\n(grey: no training list starts there)", ylim=(40, 103))
+            axis.set(title=title, xlabel="position of the first of 16 numbers\n(grey: no training list starts there)",
+                     ylim=(40, 103))
         axes[0].set_ylabel("balanced accuracy (%)")
         axes[0].figure.legend(*axes[0].get_legend_handles_labels(), title="mean and range over model seeds",
                               loc="outside lower center", ncols=2)
@@ -799,20 +806,15 @@ def study_bands(args, data, path):
 
 # 7d. What has the encoding that works learned?
 #
-# Without a mask ALiBi cannot tell a list from its mirror image: its bias depends on |i - j|, so both get the same
-# hidden states in mirrored order, and after pooling the same answer. It cannot be right on both a sorted list and its
-# reverse. (Measured by --mode extrapolate --pe alibi: of the reversed lists of 16, 1.5% are called unsorted.)
-#
-# Hypothesis, with the causal mask: (1) A head attends to the previous number if that is larger. In 3 5 9 7 it attends from
-# 7 to 9, but not from 9 to 5. (2) The hidden state of the 7 then says "unsorted". (3) Max pooling passes it on. Take lists
-# with two neighbours swapped, and the same lists sorted. (1) is refuted if no head attends to the previous number at the
-# second swapped number and elsewhere at the same place of the sorted list. (2) and (3) are refuted, by activation
-# patching, if the answer stays "sorted" when the hidden state there is copied from the swapped list's run into the
-# sorted list's.
+# Hypothesis: (1) A head attends to an earlier number that is larger: in 3 5 9 7 from 7 to 9, but never from 9 to 5. (2)
+# The hidden state of the 7 then says "unsorted". (3) Max pooling passes it on. Take lists with two neighbours swapped,
+# so that the larger number is the previous one, and the same lists sorted. (1) is refuted unless a head attends from
+# the second swapped number to the previous one, and in the sorted list, at the same place, does not. (2) and (3) are
+# refuted, by activation patching, if the answer stays "sorted" when the last hidden state of that number is copied from
+# the swapped list's run into the sorted list's.
 # Verdict: supported in five model seeds. At length 256 a head gives 0.69 to 0.78 of its weight to the previous number,
-# and at most 0.05 in the sorted list. That one hidden state turns the answer in 100% of the lists; all the others
-# without it turn none. The head has a gentle slope, 1/4 or 1/16: query and key find the neighbour, and the slope only
-# keeps far numbers out.
+# and at most 0.05 in the sorted list. That one hidden state turns the answer in 100% of the lists. Copying all others
+# turns none. (That the head's output makes this hidden state was not tested.) The head has a gentle slope, 1/4 or 1/16.
 
 
 def inspect_swaps(model, data):
@@ -835,7 +837,7 @@ def inspect_swaps(model, data):
             labels[name] = model(x) > 0
         states[name] = seen[model.norm]                               # (M, T, C)
         weights = seen[attention_weights][each, :, second]            # (M, n_head, T), from the second number
-        to_previous[name] = weights[each, :, second - 1].mean(0).tolist()  # n_head of them
+        to_previous[name] = weights[each, :, second - 1].mean(0).tolist()  # mean over the lists, one number per head
     right = labels["sorted"] & ~labels["swapped"]                     # (M,), only these can be turned
     here = F.one_hot(second, T).bool()[..., None]                     # (M, T, 1)
     turned = {}
@@ -998,9 +1000,9 @@ def names_from(known):
 
 
 def command_line():
-    """Declare every flag, once, with its default and its reason."""
+    """Declare the flags."""
     number = common.number
-    title, _, examples, *_ = __doc__.split("\n\n")
+    title, _, examples, *_ = __doc__.split("\n\n")  # paragraphs 1 and 3 of the text at the top
     parser = common.ArgumentParser(description=title, epilog=f"examples:\n{examples}")
     parser.add_argument("questions", nargs="*", metavar="list", help='lists such as "3 15 27", a file with one per line, or '
                         "- for standard input; without --mode they are answered")

@@ -10,8 +10,6 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-import torch
-
 import common
 from common import UserError
 from tests import compare, grade
@@ -76,14 +74,14 @@ WRONG = {
     "mask: it is ignored": ("if mask is not None", "if False"),
     "mask: there is no parameter": ("def scaled_dot_product_attention(q, k, v, mask=None):",
                                     "mask = None\ndef scaled_dot_product_attention(q, k, v):"),
-    "mask: hidden keys have weights": ("-math.inf", "1e-9"),  # instead of -1e9
-    "causal mask: it leaks": ("-math.inf", "0"),
+    "mask: with a causal mask it leaks": ("-math.inf", "1e-9"),  # instead of -1e9
+    "hidden scores to -infinity, not to 0": ("-math.inf", "0"),
     "mask: it comes after the softmax": ("output =", "weights *= 1 if mask is None else mask\n    output ="),
     "gradients: none reaches q, k:": ("weights @ v", "weights.detach() @ v"),
     "gradients: none reaches q, k, v:": ("weights @ v", "(weights @ v).data"),
     "gradients: they are wrong": ("q @ k", "(q + q.detach()) / 2 @ k"),
-    "output: it must come first": ("return output, weights", "return weights, output"),
-    "output shape: .* that of q": ("return output", "return output.mean(-1)"),
+    "output shape: .* first; it must be the output": ("return output, weights", "return weights, output"),
+    "output shape: .* with the shape of q": ("return output", "return output.mean(-1)"),
     "second value is not the weights": ("return output, weights", "return output, scores"),
     "float32 inputs give torch.float64": ("return output", "return output.double()"),
     "inputs: q changed in place": ("    scores = q", "    q *= 1.5\n    scores = q / 1.5"),
@@ -107,9 +105,6 @@ WRONG_MODULES = {
 
 class Grade(unittest.TestCase):
     def setUp(self):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        self.addCleanup(torch.set_num_threads, threads)
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = Path(folder.name, "student.py")
@@ -126,7 +121,7 @@ class Grade(unittest.TestCase):
     def test_right(self):
         for name, change in RIGHT.items():
             self.assertEqual(self.faults(FUNCTION, change), [], name)
-            self.assertGreater(len(self.lines), 8, name)
+            self.assertGreater(len(self.lines), 6, name)
         self.assertEqual(self.faults(MODULE), [])
         self.assertEqual(self.faults(FUNCTION + MODULE), [])
 
@@ -150,10 +145,10 @@ class Grade(unittest.TestCase):
     def test_files_that_cannot_be_tested(self):
         for code, words in (("def f(:", "SyntaxError"), ("import nothing_of_this_name", "nothing_of_this_name"),
                             ("raise SystemExit(3)", "SystemExit"), ("x = 1", "defines neither"),
-                            (MODULE.replace("mask=None", "masks, graph"), "forward.* graph")):
+                            (MODULE.replace("embed_dim):", "embed_dim, graph):"), "num_heads, embed_dim, graph")):
             with self.assertRaisesRegex(UserError, words):
                 self.faults(code)
-        with self.assertRaisesRegex(UserError, "is not a Python file"):
+        with self.assertRaisesRegex(UserError, "missing.py cannot be loaded"):
             grade.grade(self.path.with_name("missing.py"))
 
     def test_command(self):
