@@ -20,13 +20,18 @@ def findings(model, data):
         problems = data["test"][:2000]
         mean = {head: w.mean(0) for head, w in add.attention_of(model, problems).items()}
     pairing = {}  # the lowest weight that a digit gives to the two digits of its column
+    lower = {}    # the lowest weight that hundreds and tens give to the two digits of the next lower column
     for head, weights in mean.items():
         if head.startswith("enc"):
             pairing[head] = min((weights[i, k] + weights[i, k + 4]).item() for k in range(3) for i in (k, k + 4))
+            lower[head] = min((weights[i, k + 1] + weights[i, k + 5]).item() for k in (0, 1) for i in (k, k + 4))
+        if head.startswith("cross"):  # row 0 predicts the thousands
+            lower[head] = min((weights[k + 1, k + 1] + weights[k + 1, k + 5]).item() for k in (0, 1))
     right = add.is_right(model, add.all_problems(model.num_digits, model.config["leading_zeros"]))
     summary = {"errors": int((~right).sum()), "removable_alone": len(pruning["removable_alone"]),
                "prunable": pruning["prunable"], "accuracy_without_all_of_those": pruning["accuracy_without_all_of_those"],
-               "rank_correlation": importance["rank_correlation"], "pairing": max(pairing.values())}
+               "rank_correlation": importance["rank_correlation"], "pairing": max(pairing.values()),
+               "next_lower_column": max(lower.values())}
     for route, rates in routes.items():
         for stage in ("enc", "cross"):
             summary[f"{route}: best of {stage}"] = max(rates[head] for head in mean if head.startswith(stage))
