@@ -17,7 +17,7 @@ import positional_sorting as sort
 
 import torch
 
-FLAGS = ["--leading-zeros", "--reverse", "--n-train", "100000", "--n-val", "1000", "--n-test", "2"]
+FLAGS = ["--leading-zeros", "--reverse", "--d-ff", "64", "--n-train", "100000", "--n-val", "1000", "--n-test", "2"]
 
 
 def most_held():
