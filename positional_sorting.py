@@ -382,7 +382,7 @@ class SortednessEncoder(nn.Module):
 
 def predict(model, lists, start=0, window=None):
     """The logits (N,) of lists (N, T), in chunks, because attention takes n_head x T x T numbers for each list."""
-    chunk_size = max(1, min(512, 2**20 // lists.shape[1] ** 2))  # at most a million weights per head
+    chunk_size = max(1, min(512, 2**18 // lists.shape[1] ** 2))  # larger chunks leave the cache
 
     @torch.inference_mode()  # holds for one thread, and parallel_map has several
     def run(chunk):
