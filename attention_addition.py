@@ -11,9 +11,8 @@ which tokens does each head attend to, which heads can be removed, and which hea
   python attention_addition.py --mode analyze            look inside
   python attention_addition.py --mode analyze 582+417    draw all heads on this problem
 
-Read it from the top: the task, the data, attention, the model, scoring, training, looking inside, the command line.
-Comments give the shape of each tensor: B problems in a batch or N in all, n digits in a number, C channels (d_model); in
-attention T queries, S keys, and d channels of a query or key.
+Comments give the shape of each tensor: B problems in a batch or N in all, n digits in a number, C channels (d_model);
+in attention T queries, S keys, and d channels of a query or key.
 
 Left out on purpose: dropout, label smoothing, beam search, and a cache of keys and values. The code runs on torch >= 2.0.
 """
@@ -448,8 +447,7 @@ def test_everything(model, leading_zeros):
 # In each step the model predicts all digits of a batch by teacher forcing. The loss is the cross-entropy of the correct
 # digits. Data augmentation: each problem is shown as a+b or as b+a at random. The optimizer is AdamW, with a weight
 # decay of 0.3 on matrices. The learning rate rises to 5e-3 during a short warm-up and falls to 0 over the last 60% of
-# the steps (common.optimizer_of says why it rises and falls). The weights with the highest validation accuracy are
-# kept.
+# the steps (common.optimizer_of says why). The weights with the highest validation accuracy are kept.
 
 
 def fit(config, data, device):
@@ -877,8 +875,7 @@ def study_carry(model, out, n_pairs=1000):
 # be told with an accuracy of 0.95.
 # Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 0.97 and 0.99
 # at a digit of their own column. The untrained encoder reaches 0.81, 0.86 and 0.85. At the tens digits the carry out of
-# the units cannot be read well (0.77). That agrees with 7d: in our model one cross-attention head moves it (100%
-# flipped), all encoder heads together only 23%.
+# the units cannot be read well (0.77). That agrees with 7d: in our model one cross-attention head moves it.
 
 
 @torch.inference_mode()

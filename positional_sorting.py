@@ -12,8 +12,7 @@ learned and RoPE 50 to 51%, randomized 83%, no encoding 93%, ALiBi 100%; with ra
   python positional_sorting.py --mode extrapolate --causal    long lists, with a causal mask
   python positional_sorting.py --mode analyze                 why: four experiments
 
-Read it from the top: the task and its data, the encodings, attention and the model, scoring, training, long lists, why,
-the command line. Comments give the shape of each tensor: B lists in a batch or N in all, T numbers in a list, C channels.
+Comments give the shape of each tensor: B lists in a batch or N in all, T numbers in a list, C channels.
 
 Left out on purpose: dropout, a class token (we pool instead), and attention explained step by step, which is section 3
 of attention_addition.py. The code runs on torch >= 2.0.
@@ -721,8 +720,7 @@ def study_table(model, path):
 # Verdict: 1 is supported for learned, in part for sinusoidal. Lists of 16 that start at 240: learned 50%, sinusoidal
 # 74%. With random starts 91 and 100%, but 77 and 84% on lists of 256: the length counts too. (The other encodings
 # ignore the start: their lines in the upper panel are flat.) 2 is supported for RoPE (51% on lists of 256, 100.0% with
-# the window) and no encoding (93 and 99.6%). It is refuted for randomized (83 and 81%): why that fails is open. ALiBi
-# does not fail.
+# the window) and no encoding (93 and 99.6%). It is refuted for randomized (83 and 81%): why that fails is open.
 
 LATE_STARTS = (0, 16, 32, 64, 128, 240)
 WINDOW = LENGTHS[-1]
