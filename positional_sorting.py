@@ -256,9 +256,9 @@ class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i and key j.
 
     The paper's attention is causal; without a mask we use the distance to both sides. The slopes fall from head to head by
-    the paper's factor 2^(-8 / n_head). The paper starts with that factor, for language, where much that matters is far away.
-    We start with --slope 4. With four heads the slopes are 4, 1, 1/4 and 1/16: one step further
-    multiplies a weight by e^-4 = 0.02, 0.37, 0.78 and 0.94.
+    the paper's factor 2^(-8 / n_head), and start at --slope 4. With four heads they are 4, 1, 1/4 and 1/16: one step further
+    multiplies a weight by e^-4 = 0.02, 0.37, 0.78 and 0.94. We chose 4 for this task, by short validation lists and by
+    earlier long lists. The paper's slopes (--slope 0.25) reach 97 to 99% instead of 100% at 256.
     """
 
     name = "alibi"
@@ -284,9 +284,9 @@ def encodings():
 # 3. Attention and the model
 #
 # Without a mask every number attends to all numbers. With a causal mask it attends to itself and to earlier ones. At
-# the end the hidden states of all numbers are pooled into one vector. Mean pooling would dilute one misplaced number
-# among 256. Max pooling, the largest value of each channel, does not: one hidden state can decide, however long the
-# list. By default there is one block, with 4 heads, 32 channels and 64 hidden units.
+# the end the hidden states of all numbers are pooled into one vector. Mean pooling dilutes one misplaced number among
+# 256 (--pool mean: 88% at 256, ALiBi with a causal mask). Max pooling, the largest value of each channel, does not: one
+# hidden state can decide, however long the list. By default there is one block, with 4 heads and 32 channels.
 
 
 class MultiHeadAttention(nn.Module):

@@ -110,7 +110,7 @@ class Case(unittest.TestCase):
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertRegex(last, f"^error: .*{sentence}")
         for line in before:
-            self.assertRegex(line, "^(data|model|train|step|saved|note)")
+            self.assertRegex(line, "^(data|model|train|step|testing|saved|note)")
 
 
 def kill_in_whole_file(path):
