@@ -388,7 +388,7 @@ def is_right(model, problems):
         source, target = tokens_of(model, chunk)
         return (model(source, target).argmax(dim=-1) == target).all(dim=1).cpu()
 
-    return torch.cat(common.parallel_map(check, problems.split(512)))
+    return torch.cat(common.parallel_map(check, problems.split(1024)))
 
 
 def evaluate(model, problems):
