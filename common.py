@@ -1,7 +1,6 @@
 """What both scripts share and no lesson needs: errors, files, models on disk, training, hooks, figures, flags.
 
-Nothing about attention is in here. A reader of the two tutorials can skip this file and miss no idea.
-The scripts call this file; it never calls them.
+Nothing about attention is in here; a reader of the two tutorials can skip it. It never calls the scripts.
 """
 import argparse
 import contextlib
@@ -317,6 +316,7 @@ def find_model(args, folder, config, build):
 def pick_device(name, threads):
     """Return the torch.device for --device; an explicit device that is absent is an error."""
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # numbers below 1e-38 become 0; sharp softmaxes make many, and they are slow
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = "cuda" if present["cuda"] else "cpu"
