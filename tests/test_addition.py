@@ -511,7 +511,9 @@ class LookingInside(unittest.TestCase):
         for axes, problem, answer, weights in ((drawn[:6], "34+15", "049", one), (drawn[12:], "TU+TU", "HTU", mean)):
             labels = {"enc": [[*problem]] * 2, "dec": [[*answer], ["start", *answer[:-1]]],
                       "cross": [[*answer], [*problem]]}
-            for axis, (head, grid) in zip(axes, weights.items(), strict=True):
+            for i, (axis, (head, grid)) in enumerate(zip(axes, weights.items(), strict=True)):
+                place = axis.get_subplotspec()  # a row per block, its two heads side by side
+                self.assertEqual((place.rowspan.start, place.colspan.start), divmod(i, 2))
                 ticks = [[label.get_text() for label in axis.get_yticklabels()],
                          [label.get_text() for label in axis.get_xticklabels()]]
                 stage = head.split(".")[0]
