@@ -459,8 +459,7 @@ def recording(modules):
 # ------------------------------------------------------------------------------------------------
 # Figures
 #
-# All are equally wide, so that their letters are equally large in a report: on a page 17 cm wide none is below 7
-# points.
+# All are equally wide, so that their letters are equally large in a report: 7 points or more on a page 17 cm wide.
 
 WIDTH = 8  # inches
 STYLE = {
@@ -570,6 +569,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def number(kind, low, high=math.inf):
     """An argparse type: a finite `kind` (int or float) from low to high, both included."""
     def parse(text):
+        """The number in a text; an argparse error that says what was expected."""
         try:
             value = kind(text)
         except ValueError:

@@ -464,17 +464,17 @@ def fit(config, data, device):
     log(f"train: {setting_name(config)}, model seed {seed}, {common.n_parameters(model):,} parameters, {len(lists):,} "
         f"lists, {config['steps']:,} steps on {device}; the loss of guessing is ln 2 = {math.log(2):.2f}")
     target = (kinds == SORTED).float()  # (N,)
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     batches = common.batches(len(lists), config["batch_size"], seed)
     optimizer, schedule = common.optimizer_of(model, config, falling=1.0)  # the rate falls over all steps
     history = common.History(model)
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                                      # (B,)
-        x = shift(lists[batch], dice).to(device)                                   # (B, T)
+        x = shift(lists[batch], generator).to(device)                              # (B, T)
         start = 0
         if config["random_start"]:
             starts = torch.tensor(STARTS[config["random_start"]])
-            start = starts[torch.randint(len(starts), (len(batch), 1), generator=dice)].to(device)  # (B, 1)
+            start = starts[torch.randint(len(starts), (len(batch), 1), generator=generator)].to(device)  # (B, 1)
         model.train()
         logits = model(x, start)                                                   # (B,)
         loss = F.binary_cross_entropy_with_logits(logits, target[batch].to(device))

@@ -20,16 +20,16 @@ FIRST = {"adder": (10001, 1101), "sorter": (9801, 981)}  # data seed and model s
 def confirm_adder(data_seed, model_seed, flags):
     """Errors of one model among all problems, and the seconds of its training."""
     args = add.command_line().parse_args(["--seed", str(data_seed), *flags])
-    model, best = add.fit(common.config_of(args, add.SCRIPT, add.data_folder(args), model_seed), add.load_data(args), "cpu")
+    model, history = add.fit(common.config_of(args, add.SCRIPT, add.data_folder(args), model_seed), add.load_data(args), "cpu")
     right = add.is_right(model, add.all_problems(args.num_digits, args.leading_zeros))
-    return int((~right).sum()), best.rows[-1]["seconds"]
+    return int((~right).sum()), history.rows[-1]["seconds"]
 
 
 def confirm_sorter(data_seed, model_seed, flags):
     """The lowest recall in percent of any kind at any length from 16 to 256, and the seconds of the training."""
     args = sort.command_line().parse_args(["--seed", str(data_seed), "--n-long", "20000", "--causal", *flags])
     data = sort.load_data(args, ["train", "val", *(f"extrapolation/{length}" for length in args.lengths)])
-    model, best = sort.fit(sort.make_config(args, "alibi", model_seed, None), data, "cpu")
+    model, history = sort.fit(sort.make_config(args, "alibi", model_seed, None), data, "cpu")
     lowest = {}
     for length in args.lengths:
         _, _, recall = sort.evaluate(model, data[f"extrapolation/{length}"])
@@ -37,7 +37,7 @@ def confirm_sorter(data_seed, model_seed, flags):
         lowest[f"{kind} at {length}"] = 100 * recall[kind]
     where = min(lowest, key=lowest.get)
     print(f"  lowest: {where}")
-    return round(lowest[where], 2), best.rows[-1]["seconds"]
+    return round(lowest[where], 2), history.rows[-1]["seconds"]
 
 
 def main():

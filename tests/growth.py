@@ -43,12 +43,12 @@ def train_adder(num_digits, steps, threads, more=()):
     sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
     problems = add.draw_problems(num_digits, True, sizes, args.cascades, args.seed)
     data = {split: torch.tensor(pairs) for split, pairs in problems.items()}
-    model, best = add.fit(common.config_of(args, add.SCRIPT, "no data", args.model_seed), data, device)
+    model, history = add.fit(common.config_of(args, add.SCRIPT, "no data", args.model_seed), data, device)
     held = most_held() - before
     fresh = torch.randint(0, 10**num_digits, (10_000, 2), generator=torch.Generator().manual_seed(1))
     right = 100 * add.is_right(model, fresh).double().mean()
     hard = int(add.is_right(model, hard_problems(num_digits)).sum())
-    return (f"| {num_digits} | {2 * num_digits + 1} + {num_digits + 1} | {1000 * best.rows[-1]['seconds'] / steps:.1f} "
+    return (f"| {num_digits} | {2 * num_digits + 1} + {num_digits + 1} | {1000 * history.rows[-1]['seconds'] / steps:.1f} "
             f"| {held:.0f} | {right:.2f}% | {hard} of 5 |")
 
 
