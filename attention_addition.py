@@ -604,10 +604,9 @@ def study_attention(model, data, out):
 
 
 # One problem shows what the mean hides. In the mean cross.L0.H0 has half of its weight on each of the two digits of a
-# column. On one problem it mostly attends to one of them. Either is enough, because enc.L0.H1 has joined the two. And on
-# 347+159, whose tens sum to nine, cross.L0.H3 attends from the hundreds digit of the sum to the 9 of the units: that is
-# where the carry comes from.
-
+# column. On one problem it mostly attends to one of them. Either can be enough, because enc.L0.H1 has joined the two.
+# On 347+159, whose tens sum to nine, cross.L0.H3 attends from the hundreds digit of the sum to the 9 of the units, where
+# the carry comes from. (So it does on 347+128, where no carry reaches the hundreds. What moves a carry is tested in 7d.)
 
 EXAMPLES = {"no carry": (241, 536), "one carry": (347, 128), "a carry through a nine": (347, 159),
             "a carry through two nines": (199, 801), "three carries": (999, 999)}
