@@ -300,16 +300,15 @@ class MultiHeadAttention(nn.Module):
         self.hook_weights = nn.Identity()  # returns its input; a name by which section 7 records the attention weights
 
     def forward(self, x, mask, encoding, position):
-        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, n_head, T, T), is True where a query may attend."""
+        """x (B, T, C) -> (B, T, C). mask (B, 1, 1 or T, T) is added to the scores: 0 or, where nothing may attend, -infinity."""
         B, T, C = x.shape
-        q, k, v = self.query_key_value(x).split(C, dim=-1)         # (B, T, C) each
-        shape = (B, T, self.n_head, C // self.n_head)
-        q = encoding.rotate(q.view(shape).transpose(1, 2), position)  # (B, n_head, T, d_head)
-        k = encoding.rotate(k.view(shape).transpose(1, 2), position)  # (B, n_head, T, d_head)
-        v = v.view(shape).transpose(1, 2)                          # (B, n_head, T, d_head)
+        heads = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = heads.transpose(1, 3).unbind(2)                  # (B, n_head, T, d_head) each
+        q = encoding.rotate(q, position)
+        k = encoding.rotate(k, position)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, n_head, T, T)
-        scores = encoding.bias(scores, position)
-        weights = self.hook_weights(scores.masked_fill(~mask, -math.inf).softmax(dim=-1))
+        scores = encoding.bias(scores, position) + mask
+        weights = self.hook_weights(scores.softmax(dim=-1))        # (B, n_head, T, T), each row sums to 1
         return self.output((weights @ v).transpose(1, 2).reshape(B, T, C))  # heads concatenated, then mixed
 
 
@@ -356,6 +355,7 @@ class SortednessEncoder(nn.Module):
             mask = mask & (order <= order[:, None])                      # (B, 1, T, T): nor to later numbers
         if window:
             mask = mask & (order > order[:, None] - window)
+        mask = torch.where(mask, 0.0, -math.inf)                         # the weights exp(-infinity) are 0
         h = self.encoding.embed(self.token_embedding(x), position, present)  # (B, T, C)
         for block in self.blocks:
             h = block(h, mask, self.encoding, position)
@@ -365,7 +365,7 @@ class SortednessEncoder(nn.Module):
         """Pool the hidden states h (B, T, C) of the numbers present (B, T) and compute the logits (B,)."""
         present = present[..., None]                                     # (B, T, 1)
         if self.config["pool"] == "max":
-            pooled = h.masked_fill(~present, -math.inf).amax(dim=1)      # (B, C)
+            pooled = (h + torch.where(present, 0.0, -math.inf)).amax(dim=1)  # (B, C)
         else:
             pooled = h.masked_fill(~present, 0).sum(dim=1) / present.sum(dim=1)
         return self.to_logit(pooled).squeeze(-1)
