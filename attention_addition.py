@@ -99,14 +99,16 @@ def operand_range(num_digits, leading_zeros):
 
 
 def make_cascade(a, b, num_digits, rng):
-    """Return b with each digit replaced, with probability 0.7, so that its column sums to nine or ten."""
+    """Return b with each digit replaced, with probability 0.7, so that its column sums to eight, nine or ten."""
     for k in range(num_digits):
         power = 10 ** k
         x = a // power % 10
         y = b // power % 10
         if rng.random() < 0.7:
-            total = 9 + int(2 * rng.random())  # random(), unlike randint(), is the same in every version of Python
-            b += (min(9, total - x) - y) * power  # if x is 0 no digit makes ten, so take nine
+            # nine is twice as likely; random(), unlike randint(), is the same in every version of Python
+            total = 8 + int(2 * rng.random()) + int(2 * rng.random())
+            digit = min(9, max(0, total - x))  # 9 cannot be made eight, nor 0 ten: both become nine
+            b += (digit - y) * power
     return b
 
 
