@@ -209,10 +209,7 @@ def difference(found, wanted):
     """Name the settings in which two dictionaries differ: "seed 1 (wanted 641), num_digits 2 (wanted 3)"."""
     if not isinstance(found, dict):
         return "unknown settings"
-    parts = []
-    for name in wanted:
-        if found.get(name) != wanted[name]:
-            parts.append(f"{name} {found.get(name)} (wanted {wanted[name]})")
+    parts = [f"{name} {found.get(name)} (wanted {wanted[name]})" for name in wanted if found.get(name) != wanted[name]]
     return ", ".join(parts) or "other settings"
 
 
@@ -280,7 +277,7 @@ def load_model(path, script, build):
             return model.eval()
     except FileNotFoundError:
         raise UserError(f"there is no model at {path}; type python {script} --mode train") from None
-    except PermissionError:
+    except (PermissionError, MemoryError):
         raise
     except Exception:  # torch raises a dozen kinds for a file that is cut short, foreign or hostile
         pass
@@ -431,12 +428,9 @@ def mean_std(values):
 
 
 @contextlib.contextmanager
-def patching(changes):
-    """While the block runs, pass the output of each module through a function: changes [(module, function), ...]."""
-    def hook_of(function):
-        return lambda module, inputs, output: function(output)
-
-    handles = [module.register_forward_hook(hook_of(function)) for module, function in changes]
+def patching(hooks):
+    """While the block runs, call a forward hook on each module: hooks [(module, hook(module, inputs, output)), ...]."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield
     finally:
@@ -449,10 +443,10 @@ def recording(modules):
     """Yield a dictionary {module: its latest output} that fills while the block runs."""
     seen = {}
 
-    def keep_of(module):
-        return lambda output: seen.update({module: output})  # returns None, which leaves the output as it is
+    def keep(module, inputs, output):
+        seen[module] = output  # nothing is returned, so the output stays as it is
 
-    with patching([(module, keep_of(module)) for module in modules]):
+    with patching([(module, keep) for module in modules]):
         yield seen
 
 
@@ -476,11 +470,9 @@ def figure(path, height, rows=1, columns=1, title=None, **options):
     """
     if "matplotlib" not in sys.modules:
         os.environ.pop("MPLBACKEND", None)  # a backend that is not installed would stop the import
-    import matplotlib  # here, because it takes a second to import and most modes draw nothing
+    import matplotlib.style  # here, because it takes a second to import and most modes draw nothing
     from matplotlib.figure import Figure
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with matplotlib.style.context(["default", STYLE]):
         drawing = Figure(figsize=(WIDTH, height), layout="constrained")
         drawing.suptitle(title)
         yield drawing.subplots(rows, columns, squeeze=False, **options)
@@ -490,7 +482,7 @@ def figure(path, height, rows=1, columns=1, title=None, **options):
 
 def heatmap(axis, grid, rows, columns, limits=(0, 1), label=None, digits=None):
     """Draw a grid of numbers with named rows and columns; with `label`, a colour bar; with `digits`, the numbers too."""
-    image = axis.imshow(torch.as_tensor(grid).numpy(), vmin=limits[0], vmax=limits[1], cmap="Blues", aspect="auto")
+    image = axis.imshow(grid, vmin=limits[0], vmax=limits[1], cmap="Blues", aspect="auto")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.grid(False)
@@ -569,12 +561,11 @@ class ArgumentParser(argparse.ArgumentParser):
 def number(kind, low, high=math.inf):
     """An argparse type: a finite `kind` (int or float) from low to high, both included."""
     def parse(text):
-        """The number in a text; an argparse error that says what was expected."""
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= high or value == math.inf:
+            value = math.nan  # neither below nor above any bound
+        if not low <= value <= high or value == math.inf:
             bounds = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, found {text[:40]!r}")

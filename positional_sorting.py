@@ -22,6 +22,7 @@ import math
 import random
 import re
 from pathlib import Path
+from statistics import mean
 
 import common
 from common import UserError, log
@@ -152,7 +153,8 @@ class Encoding(nn.Module):
     def embed(self, h, position, present):
         """Change the embedded tokens h (B, T, C).
 
-        position is 0, 1, 2, ... (T,), or (B, T) if each list starts elsewhere; present (B, T) is False at padding.
+        position (T,) holds the position of each number, (B, T) if each list has its own; present (B, T) is False at
+        padding.
         """
         return h
 
@@ -201,7 +203,7 @@ class Learned(Encoding):
 
     def __init__(self, config):
         super().__init__(config)
-        # mean square 1/2, as sinusoids have
+        # The mean square is 1/2, as that of the sinusoids.
         self.table = nn.Parameter(torch.randn(config["max_len"], config["d_model"]) / math.sqrt(2))  # (max_len, C)
 
     def embed(self, h, position, present):
@@ -226,7 +228,7 @@ class Randomized(Encoding):
         self.max_len = config["max_len"]
 
     def embed(self, h, position, present):
-        generator = None if self.training else torch.Generator().manual_seed(0)  # random in training, fixed in tests
+        generator = None if self.training else torch.Generator().manual_seed(0)  # always the same in tests
         chosen = torch.randperm(self.max_len, generator=generator)[:h.shape[1]].to(h.device)  # (T,)
         position = chosen.masked_fill(~present, self.max_len).sort(dim=-1).values  # (B, T); padding has the largest
         return h + sinusoids(position, h.shape[-1])
@@ -235,8 +237,9 @@ class Randomized(Encoding):
 class Rope(Encoding):
     """RoPE (Su et al. 2021, section 3.2): rotate each pair of channels of q and k, in proportion to the position.
 
-    Query i is rotated by i times the frequency of the pair, key j by j times. Rotating both back by the angle of the key
-    changes no dot product and leaves the key as it was. So positions enter a score through i - j alone.
+    Query i is rotated by i times the frequency of the pair, key j by j times. A dot product stays the same if both are
+    rotated back by the angle of the key. Then the key is not rotated, and the query by i - j times the frequency. So
+    positions enter a score through i - j alone.
     """
 
     name = "rope"
@@ -300,7 +303,7 @@ class MultiHeadAttention(nn.Module):
         self.hook_weights = nn.Identity()  # returns its input; a name by which section 7 records the attention weights
 
     def forward(self, x, mask, encoding, position):
-        """x (B, T, C) -> (B, T, C). mask (B, 1, 1 or T, T) is added to the scores: 0 or, where nothing may attend, -infinity."""
+        """x (B, T, C) -> (B, T, C). mask (B, 1, 1 or T, T) is added to the scores: 0 or, to mask out, -infinity."""
         B, T, C = x.shape
         heads = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.transpose(1, 3).unbind(2)                  # (B, n_head, T, d_head) each
@@ -339,13 +342,13 @@ class SortednessEncoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.to_logit = nn.Linear(d_model, 1)
         nn.init.normal_(self.token_embedding.weight, std=0.1)  # small beside the encodings, whose mean square is 1/2
-        self.encoding = encodings()[config["pe"]](config)  # last, so that all other weights are drawn alike
+        self.encoding = encodings()[config["pe"]](config)  # last, so that all else starts alike
 
     def forward(self, x, start=0, window=None):
         """x (B, T), PAD after the end of a list -> logits (B,).
 
         The numbers stand at positions start, start + 1, ...; start is a number, or (B, 1) (section 5). With a window
-        (section 7b; for causal models and lists without padding) a query attends to the last `window` numbers only.
+        (section 7b; for causal models, without padding) a query attends to the last `window` numbers only.
         """
         order = torch.arange(x.shape[1], device=x.device)                # (T,)
         present = x != PAD                                               # (B, T)
@@ -409,8 +412,7 @@ def evaluate(model, data, start=0, window=None):
 # 5. Training
 #
 # Training lists start at position 0, or with --random-start at a random position (Kiyono et al. 2021 call it SHAPE).
-# Then all positions up to 255 occur in training, although no list is longer than 16. Section 7c leaves some positions
-# out.
+# Then all positions up to 255 occur in training, although no list is longer than 16.
 #
 # The optimizer is AdamW. The learning rate rises to 1e-2 during a short warm-up, then falls to 0 over all steps
 # (common.optimizer_of says why it rises and falls). The weights with the highest accuracy on the validation lists are
@@ -427,10 +429,9 @@ STARTS = {
 
 
 def make_config(args, pe, model_seed, random_start):
-    """All that a model depends on: saved with it, and compared before it is used."""
+    """All that a model depends on: common.config_of, without what changes the tests only."""
     config = common.config_of(args, SCRIPT, data_folder(args), model_seed)
-    for name in ("lengths", "n_long"):  # these change the tests, not the model
-        del config[name]
+    del config["lengths"], config["n_long"]
     return config | {"pe": pe, "random_start": random_start if encodings()[pe].uses_start else None}
 
 
@@ -464,6 +465,7 @@ def fit(config, data, device):
     log(f"train: {setting_name(config)}, model seed {seed}, {common.n_parameters(model):,} parameters, {len(lists):,} "
         f"lists, {config['steps']:,} steps on {device}; the loss of guessing is ln 2 = {math.log(2):.2f}")
     target = (kinds == SORTED).float()  # (N,)
+    starts = torch.tensor(STARTS.get(config["random_start"], [0]))
     generator = torch.Generator().manual_seed(seed)
     batches = common.batches(len(lists), config["batch_size"], seed)
     optimizer, schedule = common.optimizer_of(model, config, falling=1.0)  # the rate falls over all steps
@@ -473,7 +475,6 @@ def fit(config, data, device):
         x = shift(lists[batch], generator).to(device)                              # (B, T)
         start = 0
         if config["random_start"]:
-            starts = torch.tensor(STARTS[config["random_start"]])
             start = starts[torch.randint(len(starts), (len(batch), 1), generator=generator)].to(device)  # (B, 1)
         model.train()
         logits = model(x, start)                                                   # (B,)
@@ -520,10 +521,8 @@ def obtain_model(args, config):
 
 def obtain_models(args, pe, causal, random_start=None):
     """The models of an encoding in one setting, one per model seed."""
-    models = []
-    for seed in range(args.model_seed, args.model_seed + args.model_seeds):
-        models.append(obtain_model(args, make_config(args, pe, seed, random_start) | {"causal": causal}))
-    return models
+    seeds = range(args.model_seed, args.model_seed + args.model_seeds)
+    return [obtain_model(args, make_config(args, pe, seed, random_start) | {"causal": causal}) for seed in seeds]
 
 
 def load(path):
@@ -584,13 +583,9 @@ def test_lengths(models, data):
     """Balanced accuracy and recall of each kind, over seeds, for each data set in data {name: (lists, kinds)}."""
     table = {}
     for name, lists in data.items():
-        accuracies = []
-        recalls = []
-        for model in models:
-            _, accuracy, recall = evaluate(model, lists)
-            accuracies.append(accuracy)
-            recalls.append(recall)
-        table[name] = common.mean_std(accuracies)
+        scores = [evaluate(model, lists) for model in models]
+        recalls = [recall for _, _, recall in scores]
+        table[name] = common.mean_std([accuracy for _, accuracy, _ in scores])
         table[name]["recall"] = {kind: common.mean_std([recall[kind] for recall in recalls]) for kind in recalls[0]}
     return table
 
@@ -601,27 +596,27 @@ def extrapolate(args):
     A run adds or replaces its own entries in extrapolation_results.json and leaves the others.
     """
     out = common.folder(args.out_dir, "sorting", "extrapolation")
-    files = {"8-16": "test"}
-    for length in args.lengths:
-        files[str(length)] = f"extrapolation/{length}"
+    files = {"8-16": "test"} | {str(length): f"extrapolation/{length}" for length in args.lengths}
     loaded = load_data(args, files.values())
     data = {name: loaded[file] for name, file in files.items()}
     source = data_settings(args) | {"own_data": common.own_data(data_folder(args))}
     path = out / "extrapolation_results.json"
     results = common.parse_json(path.read_bytes(), path) if path.exists() else {}
     entries = results.values() if isinstance(results, dict) else [results]
-    if not all(isinstance(entry, dict) and {"pe", "data", "lengths"} <= set(entry) for entry in entries):
+    keys = {"pe", "causal", "random_start", "data", "lengths"}
+    if not all(isinstance(entry, dict) and keys <= set(entry) for entry in entries):
         raise UserError(f"{path} holds something else than results; remove it and type the same command again")
     for pe in args.pe:
         models = obtain_models(args, pe, args.causal, args.random_start)
         name = setting_name(models[0].config)
-        entry = {"pe": pe, "causal": args.causal, "random_start": models[0].config["random_start"], "data": source,
-                 "seeds": [model.config["model_seed"] for model in models], "lengths": test_lengths(models, data)}
-        results[name] = entry
+        table = test_lengths(models, data)
+        results[name] = {"pe": pe, "causal": args.causal, "random_start": models[0].config["random_start"], "data": source,
+                         "seeds": [model.config["model_seed"] for model in models], "lengths": table}
         common.write_json(path, results)
         print(f"{name:<32}" + ", ".join(f"{length}: {100 * row['mean']:.1f} +- {100 * row['std']:.1f}%"
-                                        for length, row in entry["lengths"].items()), flush=True)
-    comparable = {name: entry for name, entry in results.items() if entry["data"] == source and entry["pe"] in encodings()}
+                                        for length, row in table.items()), flush=True)
+    known = list(encodings())
+    comparable = {name: entry for name, entry in results.items() if entry["data"] == source and entry["pe"] in known}
     show_extrapolation(comparable, args.lengths, out)
     show_kinds(comparable, str(args.lengths[-1]), out)
 
@@ -675,8 +670,8 @@ def show_kinds(results, length, out):
 # ------------------------------------------------------------------------------------------------
 # 7. Why
 #
-# 7b to 7d have a hypothesis, a measurement that could refute it, and a verdict. Their models have a causal mask. In 7b
-# some, in 7c all are trained with random starts.
+# 7b to 7d have a hypothesis, a measurement that could refute it, and a verdict. Their models have a causal mask. Some
+# of the models in 7b, and all in 7c, are trained with random starts.
 #
 # 7a. What does training leave in the table of a learned encoding?
 #
@@ -744,19 +739,17 @@ def study_positions(args, data, path):
                 style = encoding.style | ({"linestyle": ":"} if random_start else {})
                 label = encoding.label + (", random starts" if random_start else "")
                 common.curve(upper, range(len(LATE_STARTS)), 100 * torch.tensor(by_start), label, **style)
-                late = sum(row[-1] for row in by_start) / len(models)
-                print(f"{name}: lists of 16 that start at {LATE_STARTS[-1]} {100 * late:.1f}%, lists of {length} "
-                      f"{100 * sum(full) / len(full):.1f}%, with a window {100 * sum(window) / len(window):.1f}%")
+                late = [row[-1] for row in by_start]
+                print(f"{name}: lists of 16 that start at {LATE_STARTS[-1]} {100 * mean(late):.1f}%, lists of {length} "
+                      f"{100 * mean(full):.1f}%, with a window {100 * mean(window):.1f}%")
         upper.axhline(50, color="black", linewidth=1, linestyle=":")
         upper.set_xticks(range(len(LATE_STARTS)), LATE_STARTS)
         upper.set(title="Late positions: lists of 16 numbers that start later", xlabel="position of the first number",
                   ylabel="balanced accuracy (%)", ylim=(44, 103))
         upper.figure.legend(*upper.get_legend_handles_labels(), title="upper panel: mean and range over model seeds",
                             loc="outside lower center", ncols=4)
-        bars = {"attention to all earlier numbers": [], f"to the last {WINDOW} only": []}
-        for row in found.values():
-            for label, values in zip(bars, (row["full"], row["window"])):
-                bars[label].append(100 * sum(values) / len(values))
+        bars = {"attention to all earlier numbers": [100 * mean(row["full"]) for row in found.values()],
+                f"to the last {WINDOW} only": [100 * mean(row["window"]) for row in found.values()]}
         names = [name.replace("-causal", "").replace("-random-start", "\nrandom start") for name in found]
         common.bars(lower, names, bars)
         lower.set(title=f"More and farther keys: lists of {length} numbers", ylabel="balanced accuracy (%)", ylim=(44, 120))
@@ -793,9 +786,9 @@ def study_bands(args, data, path):
                     values.append([evaluate(model, data[16], start)[1] for start in BAND_STARTS])
                 found[band][encoding.name] = values
                 common.curve(axis, BAND_STARTS, 100 * torch.tensor(values), encoding.label, **encoding.style)
-                mean = 100 * torch.tensor(values).mean(0)
+                shares = 100 * torch.tensor(values).mean(0)
                 print(f"{encoding.label}, {title}: "
-                      + ", ".join(f"{mean[i]:.0f}% at {start}" for i, start in enumerate(BAND_STARTS)))
+                      + ", ".join(f"{share:.0f}% at {start}" for share, start in zip(shares, BAND_STARTS)))
             axis.set(title=title, xlabel="position of the first of 16 numbers\n(grey: no training list starts there)",
                      ylim=(40, 103))
         axes[0].set_ylabel("balanced accuracy (%)")
@@ -873,16 +866,16 @@ def study_swaps(args, data, path):
 
 def analyze(args):
     """--mode analyze: the experiments 7a to 7d, over the model seeds that the flags name."""
-    out = common.folder(args.out_dir, "sorting", "analysis")
     if common.own_data(data_folder(args)):
         log("analyze: left out for data of your own; it needs lists in pairs, as --mode gendata makes them")
         return
+    out = common.folder(args.out_dir, "sorting", "analysis")
     named = load_data(args, [f"extrapolation/{length}" for length in args.lengths])
     data = {length: named[f"extrapolation/{length}"] for length in args.lengths}
     found = {"seeds": list(range(args.model_seed, args.model_seed + args.model_seeds))}
     learned = obtain_model(args, make_config(args, "learned", args.model_seed, None) | {"causal": False})
-    folder = common.folder(args.out_dir, "sorting", "extrapolation")
-    found["table"] = study_table(learned, folder / "learned_position_embeddings.png")
+    path = common.folder(args.out_dir, "sorting", "extrapolation") / "learned_position_embeddings.png"
+    found["table"] = study_table(learned, path)
     found["positions"] = study_positions(args, data, out / "positions.png")
     found["bands"] = study_bands(args, data, out / "bands.png")
     found["swaps"] = study_swaps(args, data, out / "algorithm.png")
@@ -907,14 +900,14 @@ def data_settings(args):
 def generate_data(args):
     """--mode gendata: write train, val and test.jsonl and extrapolation/<length>.jsonl.
 
-    --kinds and --narrow change the training lists only. The lists that measure always have all kinds in equal shares.
+    --kinds and --narrow are for the training lists. The lists that measure always have all kinds in equal shares.
     """
     seen = set()
     records = {}
     sets = [("test", args.n_test, LENGTHS), ("val", args.n_val, LENGTHS), ("train", args.n_train, TRAINING_LENGTHS)]
     sets += [(f"extrapolation/{length}", args.n_long, [length]) for length in args.lengths]
     for i, (name, n, lengths) in enumerate(sets):
-        # Each file has its own generator, seeded by the length for long lists: other --lengths do not change it.
+        # Each file has its own generator; that of long lists is seeded by their length, whatever the other --lengths.
         rng = random.Random(10_000 * args.seed + (i if name in SPLITS else lengths[0]))
         kinds, narrow = (args.kinds, args.narrow) if name == "train" else (UNSORTED, 0.5)
         records[name] = draw_records(rng, n, kinds, narrow, lengths, seen)
@@ -951,6 +944,10 @@ def load_data(args, names):
         if (kinds == SORTED).all() or (kinds != SORTED).all():
             raise UserError(f"{folder / name} must hold sorted and unsorted lists; add some of both")
         data[name] = (pad([numbers for numbers, _ in records]), kinds)
+        latest = max(STARTS[args.random_start]) if args.random_start and name == "train" else 0
+        end = latest + data[name][0].shape[1]
+        if end > args.max_len and any(encodings()[pe].limited for pe in args.pe):
+            raise UserError(f"{folder / name} needs {end:,} positions; type --max-len {end}, or shorten its lists")
     return data
 
 
@@ -958,14 +955,14 @@ def parse_list(text, model):
     """Return the numbers of "3 15 27", "3, 15, 27" or a record of a data file; UserError if it holds anything else."""
     if text.startswith("{"):
         numbers, _ = read_list(common.parse_json(text, text[:60]), text[:60])
-    elif re.fullmatch(r"[0-9]{1,9}((\s*,\s*|\s+)[0-9]{1,9})*", text.strip()):
+    elif re.fullmatch(r"[0-9]{1,9}((\s*,\s*|\s+)[0-9]{1,9})*", text):
         numbers = [int(number) for number in re.findall(r"[0-9]+", text)]
     else:
-        raise UserError(f'expected numbers such as "3 15 27 41", found {text.strip()[:40]!r}')
+        raise UserError(f'expected numbers such as "3 15 27 41", found {text[:40]!r}')
     if len(numbers) == 1:
-        raise UserError(f'{text.strip()[:40]} is a list of one number; put the whole list in quotes, as in "3 15 27 41"')
+        raise UserError(f'{text[:40]} is a list of one number; put the whole list in quotes, as in "3 15 27 41"')
     if max(numbers) >= N_NUMBERS:
-        raise UserError(f"{max(numbers)} in {text.strip()[:40]!r}: this model was trained on numbers from 0 to 99; "
+        raise UserError(f"{max(numbers)} in {text[:40]!r}: this model was trained on numbers from 0 to 99; "
                         f"leave larger ones out")
     limit = model.config["max_len"] if model.encoding.limited else 4096  # attention takes memory as the square of it
     if len(numbers) > limit:
@@ -1013,7 +1010,7 @@ def command_line():
                         f"{', '.join(encodings())}; or all (default: sinusoidal,learned,none,alibi; infer asks alibi with "
                         "--causal unless --pe is given)")
     parser.add_argument("--causal", action="store_true", help="a causal mask: attend to earlier numbers only")
-    parser.add_argument("--random-start", choices=["everywhere", "gap", "early"], nargs="?", const="everywhere",
+    parser.add_argument("--random-start", choices=list(STARTS), nargs="?", const="everywhere",
                         help="start each training list at a random position: anywhere up to 240 (everywhere, also if no "
                         "word follows), such that none touches positions 100 to 139 (gap) or goes beyond 120 (early)")
     parser.add_argument("--n-long", type=number(int, 2, 10**7), default=2_000, help="lists of each of the --lengths")
@@ -1054,7 +1051,7 @@ def main():
     if args.mode == "gendata":
         generate_data(args)
     if args.mode in ("all", "train"):
-        data = load_data(args, SPLITS)  # made first if there are none
+        data = load_data(args, SPLITS)
         for pe in args.pe:
             for seed in range(args.model_seed, args.model_seed + args.model_seeds):
                 train(args, make_config(args, pe, seed, args.random_start), data)

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from tests.reference import TorchAdder, torch_attention
+from tests.reference import TorchAdder
 
 BATCH = 64
 
@@ -80,22 +80,6 @@ def main():
     theirs.eval()
     take_turns("transformer: forward, no gradients", without_gradients(lambda: ours(source, target)),
                without_gradients(lambda: theirs(source, target)), options.rounds)
-    scores = torch.randn(BATCH, config["n_head"], 7, 7)
-    take_turns("softmax of the encoder's scores", lambda: add.softmax(scores), lambda: scores.softmax(-1), options.rounds)
-    attention = add.MultiHeadAttention(config["d_model"], config["n_head"])
-    reference = torch_attention(attention)
-    x = torch.randn(BATCH, 7, config["d_model"], requires_grad=True)
-    for need_weights in (True, False):
-        def torch_forward():
-            return reference(x, x, x, need_weights=need_weights, average_attn_weights=False)[0]
-        what = "ours and theirs with weights" if need_weights else "theirs without weights"
-        take_turns(f"attention: forward, {what}", lambda: attention(x, x), torch_forward, options.rounds)
-        take_turns(f"attention: forward + backward, {what}", lambda: attention(x, x).sum().backward(),
-                   lambda: torch_forward().sum().backward(), options.rounds)
-    problems = torch.randint(100, 1000, (500 * options.rounds, 2))
-    start = time.perf_counter()
-    add.is_right(ours, problems)
-    print(f"\n{len(problems) / (time.perf_counter() - start):,.0f} problems per second on all cores")
 
 
 if __name__ == "__main__":

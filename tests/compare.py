@@ -4,8 +4,6 @@
 
 Takes training_log.json files of either script. The legend names the settings in which the runs differ.
 """
-import json
-import math
 from pathlib import Path
 
 import common
@@ -14,19 +12,11 @@ from common import UserError
 
 def read_log(path):
     """Return the (config, history) of a training; UserError if the file is missing or something else."""
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path}; name the training_log.json of a training")
-    history = []
     try:
-        training_log = json.loads(Path(path).read_bytes())
-        config = dict(training_log["config"])
-        for row in training_log["history"]:
-            history.append((int(row["step"]), float(row["val_loss"]), float(row["val_accuracy"])))
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        history = []
-    if not history or not all(math.isfinite(number) for row in history for number in row):
-        raise UserError(f"{path} is not the training_log.json of a training; name one that is")
-    return config, history
+        found = common.parse_json(Path(path).read_bytes(), path)
+        return found["config"], [(row["step"], row["val_loss"], row["val_accuracy"]) for row in found["history"]]
+    except (OSError, KeyError, TypeError):
+        raise UserError(f"{path} is not the training_log.json of a training; name one that is") from None
 
 
 def labels_of(paths, configs):
@@ -63,10 +53,7 @@ def main():
     parser.add_argument("--out", default="compare.png", help="the figure")
     args = parser.parse_args()
     runs = [read_log(path) for path in args.logs]
-    try:
-        draw(args.out, labels_of(args.logs, [config for config, _ in runs]), [history for _, history in runs])
-    except OSError as error:
-        raise UserError(f"{args.out} cannot be written: {error.strerror}; choose another --out") from None
+    draw(args.out, labels_of(args.logs, [config for config, _ in runs]), [history for _, history in runs])
     common.log(f"wrote {args.out}")
 
 

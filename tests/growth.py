@@ -34,9 +34,9 @@ def hard_problems(n):
     return torch.tensor([(0, 0), (top, 1), (ones, 10**n - ones), (half, half), (1, top)])
 
 
-def train_adder(num_digits, steps, threads, more=()):
+def train_adder(num_digits, steps, threads):
     """One row: milliseconds per step, MB, and what is right of 10,000 fresh problems and of the five hardest."""
-    args = add.command_line().parse_args([*FLAGS, "--num-digits", str(num_digits), "--steps", str(steps), *more])
+    args = add.command_line().parse_args([*FLAGS, "--num-digits", str(num_digits), "--steps", str(steps)])
     args.eval_every = max(1, steps // 4)
     device = common.pick_device("cpu", threads)
     before = most_held()

@@ -146,13 +146,9 @@ def route_seeds():
 # Sorting
 
 
-def results():
-    return load("sorting/extrapolation/extrapolation_results.json")
-
-
 def entry_of(pe, setting):
     """The results of an encoding in a setting."""
-    return results()[pe + setting]
+    return load("sorting/extrapolation/extrapolation_results.json")[pe + setting]
 
 
 def setting_rows(cells_of):

@@ -5,7 +5,6 @@ import unittest
 from pathlib import Path
 
 import attention_addition as add
-import common
 from tests.command import CommandLineCase, contents, run
 
 SCRIPT = "attention_addition.py"
@@ -44,8 +43,6 @@ class CommandLine(CommandLineCase):
         best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         self.assertEqual(log["best"], {"step": best["step"], "val_accuracy": best["val_accuracy"]})
         self.assertEqual((log["test"]["n"], len(log["test"]["digit_accuracy"]), log["exhaustive"]["n"]), (50, 3, 8100))
-        for key in ("n", "errors"):
-            self.assertEqual(sum(row[key] for row in log["exhaustive"]["carries"].values()), log["exhaustive"][key])
 
     def test_questions(self):
         model = add.load(self.folder / "out/addition/best_model.pth")
@@ -90,8 +87,6 @@ class CommandLine(CommandLineCase):
             "--mode infer": "type for example --mode infer 347",
             "--mode train 34+15": "problems go with --mode infer or analyze",
             "--mode analyze --reverse": "--mode analyze follows carries .*--mode train",
-            f"--mode gendata --data-dir {__file__}": "--data-dir",
-            f"--mode train --out-dir {__file__}": "--out-dir",
             f"--mode train --out-dir {self.folder}/data": "inside a data set; choose an --out-dir",
         }
         for typed, sentence in cases.items():
@@ -124,13 +119,6 @@ class CommandLine(CommandLineCase):
         result = adder(self.empty, "--reverse", "--leading-zeros", "--model-seed", "7", "7+15")
         self.assertRegex(result.stdout.decode(), r"7\+15=\d{1,3}\n\Z")
         self.assertRegex(result.stderr, rb"^model: none with these settings.*\n(data: .*\n)?train: model seed 7")
-
-    @unittest.skipUnless((common.REFERENCE / "addition/best_model.pth").exists(), "there are no reference results yet")
-    def test_reference_model_answers(self):
-        result = run(SCRIPT, "--data-dir", str(self.empty), "--out-dir", f"{self.empty}/out", "347+159", "999+999")
-        self.assertEqual((result.stdout, result.returncode), (b"347+159=506\n999+999=1998\n", 0), result.stderr)
-        self.assertRegex(result.stderr, rb"\Amodel: out.reference.addition.best_model.pth\n2 of 2 right\n\Z")
-        self.assertEqual(list(self.empty.iterdir()), [])  # it has answered, and made nothing
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@
 """
 import contextlib
 import io
-import json
 import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
 
-import common
 from common import UserError
 from tests import compare, grade
 
@@ -168,57 +166,23 @@ class Grade(unittest.TestCase):
 
 
 class Compare(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-        self.legends = []
-
-    def log(self, name, **config):
-        """Write a small training log and return its path."""
-        history = [{"step": 10, "train_loss": 1.0, "val_loss": 0.9, "val_accuracy": 0.2},
-                   {"step": 20, "train_loss": 0.1, "val_loss": 0.2, "val_accuracy": 0.9}]
-        path = self.folder / name
-        path.write_text(json.dumps({"config": {"script": "x.py", "seed": 641} | config, "history": history}))
-        return str(path)
-
-    def compare(self, *logs):
-        """Draw them and return the texts of the legend."""
-        texts = []
-        real = common.figure
-
-        @contextlib.contextmanager
-        def figure(*arguments, **options):
-            with real(*arguments, **options) as axes:
-                yield axes
-                texts.extend(text.get_text() for text in axes[0, 0].figure.legends[0].get_texts())
-
-        out = self.folder / "figures" / "compare.png"
-        with mock.patch("sys.argv", ["compare", *logs, "--out", str(out)]), mock.patch("common.figure", figure):
-            with contextlib.redirect_stderr(io.StringIO()):
-                compare.main()
-        self.assertTrue(out.read_bytes().startswith(b"\x89PNG"))
-        return texts
-
     def test_legend(self):
         """It names exactly the settings that differ; where none does, the paths."""
-        a = self.log("a.json", lr=0.01, steps=20)
-        b = self.log("b.json", lr=0.02, steps=20, slope=4)
-        self.assertEqual(self.compare(a, b), ["lr 0.01", "lr 0.02"])
-        self.assertEqual(self.compare(a, a.replace("a.json", "./a.json")), [a, a.replace("a.json", "./a.json")])
+        configs = [{"lr": 0.01, "steps": 20}, {"lr": 0.02, "steps": 20, "slope": 4}]
+        self.assertEqual(compare.labels_of(["a", "b"], configs), ["lr 0.01", "lr 0.02"])
+        self.assertEqual(compare.labels_of(["a", "b"], configs[:1] * 2), ["a", "b"])
 
-    def test_foreign_files(self):
-        good = self.log("good.json")
-        for name, content in (("text", "hello"), ("list", "[1]"), ("empty", '{"config": {}, "history": []}'),
-                              ("nan", '{"config": {}, "history": [{"step": 1, "val_loss": NaN, "val_accuracy": 1}]}')):
-            path = self.folder / name
-            path.write_text(content)
-            with self.assertRaisesRegex(UserError, f"{name} is not the training_log.json"):
-                self.compare(good, str(path))
-        with self.assertRaisesRegex(UserError, "there is no file"):
-            self.compare(good, str(self.folder / "missing"))
-        with self.assertRaisesRegex(UserError, "--help"):
-            self.compare()
+    def test_files(self):
+        logs = [str(TOP / f"out/reference/{name}/training_log.json") for name in ("addition", "sorting/rope")]
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            out = Path(folder, "compare.png")
+            with mock.patch("sys.argv", ["compare", *logs, "--out", str(out)]):
+                compare.main()
+            self.assertTrue(out.read_bytes().startswith(b"\x89PNG"))
+            for content in ("hello", "[1]", '{"config": {}}'):
+                out.write_text(content)
+                with self.assertRaisesRegex(UserError, "compare.png is not"):
+                    compare.read_log(out)
 
 
 if __name__ == "__main__":

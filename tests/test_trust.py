@@ -218,12 +218,6 @@ class SameResult(Case):
             for name in weights[0]:
                 self.assertTrue(torch.equal(weights[0][name], weights[1][name]), (script, pe, name))
 
-    def test_data_depend_on_their_flags_alone(self):
-        for script in SCRIPTS:
-            self.assert_works(self.go(script, "gendata", "--model-seed", "9", "--threads", "2", "--d-model", "32"))
-            for path, content in contents(self.folder / DATA[script]).items():
-                self.assertEqual(content, Path(PEACE.name, path.relative_to(self.folder)).read_bytes(), path)
-
     @unittest.skipIf(os.name == "nt", "needs bash")
     def test_figures_depend_on_no_setting_of_matplotlib(self):
         style = self.folder / "matplotlibrc"
