@@ -466,14 +466,15 @@ STYLE = {
 def figure(path, height, rows=1, columns=1, title=None, **options):
     """Yield the axes of a new figure, an array (rows, columns), and write it to `path` when the block ends.
 
-    height is in inches. The look is the same whatever backend or style the user has chosen.
+    height is in inches; matplotlib draws no more than 2^16 pixels. The look is the same whatever backend or style the
+    user has chosen.
     """
     if "matplotlib" not in sys.modules:
         os.environ.pop("MPLBACKEND", None)  # a backend that is not installed would stop the import
     import matplotlib.style  # here, because it takes a second to import and most modes draw nothing
     from matplotlib.figure import Figure
     with matplotlib.style.context(["default", STYLE]):
-        drawing = Figure(figsize=(WIDTH, height), layout="constrained")
+        drawing = Figure(figsize=(WIDTH, min(height, 300)), layout="constrained")
         drawing.suptitle(title)
         yield drawing.subplots(rows, columns, squeeze=False, **options)
         with whole_file(path) as temporary:
