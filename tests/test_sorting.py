@@ -397,7 +397,7 @@ class LongLists(unittest.TestCase):
         self.assertEqual(common.mean_std([0.5]), {"mean": 0.5, "std": 0, "per_seed": [0.5]})
         values = [0.5, 0.75, 1.0]
         with mock.patch.object(sort, "evaluate", side_effect=[(0, x, {"sorted": 1 - x}) for x in values]):
-            found = sort.test_lengths([None] * 3, {"16": None})["16"]
+            found = sort.score_lengths([None] * 3, {"16": None})["16"]
         self.assertEqual([found["mean"], found["std"]], [statistics.mean(values), statistics.stdev(values)])
         self.assertEqual((found["per_seed"], found["recall"]["sorted"]["per_seed"]), (values, [0.5, 0.25, 0]))
 
