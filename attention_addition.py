@@ -3,7 +3,7 @@
 An encoder reads a problem such as `347+159`, a token per character, all at once. A decoder generates the sum `0506` one
 digit at a time. Nobody tells them what a digit is worth or what a carry is. The model learns from 10,000 problems. Then
 it is tested on all 810,000 that exist (2.5% of them were in training, in one order or the other). Then we look inside:
-which tokens does each head attend to, which heads can be removed, and which heads move the carry?
+which tokens does it attend to, which of its attention heads can be removed, and which of them move the carry?
 
   python attention_addition.py 347+159 999+999           ask the trained model in out/reference, two seconds
   python attention_addition.py                           data, training, analysis: about a minute on two cores
@@ -83,10 +83,10 @@ def carries(problems, num_digits):
 # 0999, but 348+652 is 1000. A carry through several columns is called a cascade. Cascades are the hard cases, and rare
 # in random problems. So in half of the draws for training (--cascades) most columns are changed to sum to nine or ten.
 # Validation and test problems stay random.
-# Found (python -m tests.confirm adder): of 40 trainings with fresh data and model seeds, 38 had no error among all
-# problems. One had 1, and one had 207, all with 4+4 in the tens. (Equal digits are half as frequent as others in random
-# problems: 3+5 can be drawn in two orders, 4+4 in one.) Of the first 20 of them 19 had no error with cascades, 14
-# without, and the worst without had 752.
+# Found (python -m tests.confirm adder): of 40 runs with new seeds for data and model, 38 had no error among all
+# problems, one had 1, and one 207, all with 4+4 in the tens. (Equal digits are rare: 3+5 can be drawn in two orders,
+# 4+4 in one.) The first 20 runs were repeated without cascades: 14 had no error, with cascades 19, and the worst had
+# 752.
 
 SPLITS = ("train", "val", "test")
 
@@ -110,7 +110,7 @@ def make_cascade(a, b, num_digits, rng):
 
 
 def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
-    """Draw different problems, no two of them mirror images: {split: list of (a, b)} for sizes {split: n}."""
+    """Draw different problems, no two of them mirror images: {split: [(a, b), ...]} for sizes {split: how many}."""
     low, count = operand_range(num_digits, leading_zeros)
     rng = random.Random(seed)
     seen = set()
@@ -131,36 +131,37 @@ def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
 # ------------------------------------------------------------------------------------------------
 # 3. Attention, in four steps
 #
-# Each token is first turned into a vector of C numbers (channels), its embedding, plus a vector for its position. This
-# vector is changed layer by layer and is called the hidden state of the token. Three learned matrices turn it into a
+# Each token becomes a vector of C numbers (channels): its embedding plus a vector for its position. This sum is changed
+# block by block and is called the hidden state of the token. Three learned matrices turn it into a
 # query q (what the token looks for), a key k (what it is found by) and a value v (what it passes on).
 #
 # Step 1, one query: a soft dictionary look-up. A dictionary compares a query with its keys and returns the value of
 # the key that matches. Attention compares the query with all S keys by dot products, turns these scores into weights
 # that sum to 1, and returns the weighted mean of all values. Every part of this is differentiable.
 #
-#     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,); why sqrt(d) is said in the code
+#     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,); the code says why sqrt(d)
 #     output = weights v                   v (S, d_v) -> (d_v,)
 #
-# Step 2, all T queries at once: with q (T, d) two matrix products give weights (T, S) and outputs (T, d_v).
+# Step 2, all T queries at once: with q (T, d), weights = softmax(q k^T / sqrt(d)) is (T, S), weights v is (T, d_v).
 #
 # Step 3, a mask: a score of -infinity becomes a weight of 0. In training the decoder reads the whole correct answer in
 # one pass. Without a mask, each position could read the digit that it is to predict.
 #
 # Step 4, several heads: one softmax gives each query one set of weights. A digit of the sum needs several things at
 # once: the two digits of its column, and whether the columns to the right carry. So the channels are cut into n_head
-# groups of d_head = C / n_head. Each group (head) has its own weights, and the outputs are concatenated.
+# groups of d_head = C / n_head. Each group (head) has its own weights. The outputs are concatenated, and a
+# fourth matrix mixes them.
 
 
 def softmax(scores):
     """Turn each row of scores (..., S) into positive weights that sum to 1, or into zeros if all are -infinity.
 
-    Subtracting the largest score cancels in the quotient and keeps exp from overflowing.
+    Subtracting the largest score changes no weight and keeps exp from overflowing.
     """
-    largest = scores.detach().amax(dim=-1, keepdim=True)  # (..., 1), a constant for the gradient
-    # A query that may attend to no key, for example if all keys are padding, has scores of -infinity only: NaN in
-    # torch.softmax. The two clamps give such a row zeros. They change no other row, for its largest term is exp(0) = 1.
-    # (Our own masks leave every query a key.)
+    largest = scores.detach().amax(dim=-1, keepdim=True)  # (..., 1); no weight depends on it, so neither do gradients
+    # A query that may attend to no key, for example if all keys are padding, has scores of -infinity only.
+    # torch.softmax gives NaN. Here the first clamp makes its terms exp(-infinity) = 0, the second their sum 1. All
+    # other rows contain exp(0) = 1, so neither clamp changes them. (Our own masks leave every query a key.)
     largest = largest.clamp(min=torch.finfo(scores.dtype).min)
     weights = (scores - largest).exp()  # (..., S)
     return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
@@ -205,8 +206,9 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # The argument for sqrt(d) assumes that q and k have variance 1. nn.Linear draws its weights such that it is
-        # 1/3, so the scores are small and every head attends nearly evenly at first. Doubled weights make it 4/3.
+        # The argument for sqrt(d) assumes that q and k have variance 1. Their input has it (it is normalised, section
+        # 4), but with the weights that nn.Linear draws, q and k have 1/3. So the scores are small, and every head
+        # attends nearly evenly at first. Doubled weights make it 4/3.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
@@ -234,13 +236,13 @@ class MultiHeadAttention(nn.Module):
 # 4. The model
 #
 # The encoder runs once per problem. Its output, a vector per source token, is called the memory. To generate an answer,
-# the decoder runs once per digit: its tokens attend to each other (self-attention), then to the memory
-# (cross-attention). By default encoder and decoder have one block each, C = 64 channels, and 4 heads in each of the
-# three attentions, 12 heads in all.
+# the decoder runs once per digit: each of its tokens attends to itself and earlier ones (self-attention), then to the
+# memory (cross-attention). By default encoder and decoder have one block each, C = 64 channels, and 4 heads in each of
+# the three attentions, 12 heads in all.
 #
 # A block is made of sublayers: attention moves information between tokens, the feed-forward network works on each
 # token alone. Every sublayer adds its result to the hidden state x (a residual connection), so it only has to learn a
-# change. The running sum x is called the residual stream.
+# change. This running sum of all results is called the residual stream.
 #
 # Each sublayer reads a normalised copy of x (pre-norm). The original transformer normalises the sum instead
 # (post-norm). There the gradient must pass every later LayerNorm on its way back to an early layer. With pre-norm it
@@ -291,8 +293,8 @@ class DecoderBlock(nn.Module):
 class Adder(nn.Module):
     """An encoder-decoder transformer from problems of n digits to their sums; config is a dictionary of the flags.
 
-    With --reverse it generates the units digit first, as we add on paper. Only decode works in this order; all other
-    arguments and results are in reading order.
+    With --reverse it generates the units digit first, as we add on paper. Only decode works in this order; everywhere
+    else the most significant digit is the first.
     """
 
     def __init__(self, config):
@@ -377,7 +379,7 @@ def solve(model, problems):
 
 def is_right(model, problems):
     """Which problems (N, 2) greedy decoding answers with no wrong digit: (N,) booleans, by one teacher-forced pass."""
-    @torch.inference_mode()  # here, because it holds in the thread that enters it, and parallel_map has several
+    @torch.inference_mode()  # here, because it holds for one thread, and parallel_map starts several
     def check(chunk):
         source, target = tokens_of(model, chunk)
         return (model(source, target).argmax(dim=-1) == target).all(dim=1).cpu()
@@ -401,7 +403,7 @@ def evaluate(model, problems):
 
 
 def all_problems(num_digits, leading_zeros):
-    """All problems (N, 2) of up to three digits, at most a million; of more digits 100,000 random ones."""
+    """All problems (N, 2), or 100,000 random ones, always the same, if there are more than a million."""
     low, count = operand_range(num_digits, leading_zeros)
     if count ** 2 > 1_000_000:
         return torch.randint(low, low + count, (100_000, 2), generator=torch.Generator().manual_seed(0))
@@ -482,7 +484,7 @@ def place_names(width):
 
 
 def train(args, data, seed):
-    """--mode train: fit a model, test it, save it and return it; that of --model-seed has a log and curves too."""
+    """--mode train: fit a model, test it, save it and return it; the first seed also gets a log and curves."""
     out = common.folder(args.out_dir, "addition")
     model, history = fit(common.config_of(args, SCRIPT, data_folder(args), seed), data, args.device)
     _, accuracy, by_digit = evaluate(model, data["test"])
@@ -497,26 +499,27 @@ def train(args, data, seed):
         for k, name in enumerate(place_names(model.num_digits + 1)):
             by_place[name] = [row["val_digit_accuracy"][k] for row in history.rows]
         title = f"{100 * accuracy:.1f}% of {len(data['test']):,} test problems right"
-        common.training_curves(out / "training_curves.png", history.rows, title, math.log(10), 0, by_place)
+        common.training_curves(out / "training_curves.png", history.rows, title, guess=math.log(10), chance=0,
+                               parts=by_place)
     return model
 
 
 # ------------------------------------------------------------------------------------------------
 # 7. Looking inside
 #
-# Heads are called enc.L0.H1 (encoder, layer 0, head 1), dec.L0.H1 (self-attention of the decoder) and cross.L0.H1.
+# Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of the decoder) and cross.L0.H1.
 # The nn.Identity modules of section 3 are where we attach: common.recording keeps what passes through them, and
 # common.patching replaces it. All runs are teacher-forced (section 5). "Our
-# model" is the one in out/reference, of model seed 1. Numbers for five model seeds are made by python -m tests.seeds.
+# model" is the one in out/reference, of model seed 1. Numbers for five model seeds come from python -m tests.seeds.
 
 
 def heads_of(model):
     """Return {"enc.L0.H0": (its MultiHeadAttention, its number), ...} of all heads."""
-    blocks = {f"enc.L{i}": block.self_attention for i, block in enumerate(model.encoder)}
-    blocks |= {f"dec.L{i}": block.self_attention for i, block in enumerate(model.decoder)}
-    blocks |= {f"cross.L{i}": block.cross_attention for i, block in enumerate(model.decoder)}
+    attentions = {f"enc.L{i}": block.self_attention for i, block in enumerate(model.encoder)}
+    attentions |= {f"dec.L{i}": block.self_attention for i, block in enumerate(model.decoder)}
+    attentions |= {f"cross.L{i}": block.cross_attention for i, block in enumerate(model.decoder)}
     heads = {}
-    for name, attention in blocks.items():
+    for name, attention in attentions.items():
         for h in range(attention.n_head):
             heads[f"{name}.H{h}"] = (attention, h)
     return heads
@@ -538,40 +541,41 @@ def attention_of(model, problems):
 
 
 def replacing(model, heads, values=None):
-    """Inside a `with`, replace the outputs of some heads: by zeros, or by values {head: (1, T, d_head), or N at once}."""
+    """Inside a `with`, replace the outputs of some heads: by zeros, or by values {head: (1 or N, T, d_head)}."""
     every = heads_of(model)
 
-    def change(module, inputs, outputs):  # outputs (N, n_head, T, d_head) of all heads of this attention
+    def change(module, inputs, outputs):  # called for each attention: outputs (N, n_head, T, d_head)
         outputs = outputs.clone()
         for head in heads:
             attention, h = every[head]
-            if attention.hook_heads is module:
+            if attention.hook_heads is module:  # a head of this attention
                 outputs[:, h] = 0.0 if values is None else values[head]
         return outputs
 
     return common.patching([(module, change) for module in {every[head][0].hook_heads for head in heads}])
 
 
-def exact_match(model, problems, without=(), values=None):
+def exact_match(model, problems, heads=(), values=None):
     """The share of problems answered right (section 5), with the outputs of some heads replaced, as in `replacing`."""
-    with replacing(model, without, values):
+    with replacing(model, heads, values):
         return is_right(model, problems).double().mean().item()
 
 
-# 7a. Where does each head attend to?
+# 7a. What does each head attend to?
 #
 # In the encoder the queries are the tokens of the problem. In the decoder a query is labelled by the digit that it
 # predicts. Hypothesis: a column needs the carry from the column to its right, so some head attends from the tens to the
 # two units digits, and from the hundreds to the two tens digits. Refuted if no head gives most of its weight to them.
 # Attention weights show where a head reads. They do not show that the model needs it; 7b to 7d test that.
-# Verdict: supported in four of five model seeds. In our model it is cross.L0.H2, with 0.59 and 0.99 of its weight. The
-# encoder has another pattern, in all five seeds: in one head each digit gives at least 0.86 of its weight to the digits
-# of its own column (in ours enc.L0.H1, 0.95 and more).
+# Verdict: supported in four of five model seeds. In our model it is cross.L0.H2: 0.59 of its weight from
+# the tens, 0.99 from the hundreds. The encoder has another pattern, in all five seeds: in one head each digit gives at
+# least 0.86 of its weight to its own column. In ours it is enc.L0.H1: 0.93 to 0.97 go to the other digit of the column.
+# From each digit of the sum but the thousands, cross.L0.H0 and cross.L0.H1 attend to the column of this digit.
 
 
 def draw_attention(weights, source, target, title, path):
-    """Draw a heatmap per head, a row of them per block: weights {head: (T, S)}, names of the source and target tokens."""
-    n_rows = len({head.rpartition(".")[0] for head in weights})
+    """Draw a heatmap per head, a row per attention: weights {head: (T, S)}, names of the source and target tokens."""
+    n_rows = len({head.split(".H")[0] for head in weights})
     n_columns = len(weights) // n_rows
     with common.figure(path, 1.7 * n_rows + 0.4, n_rows, n_columns, title=title) as axes:
         for axis, (head, grid) in zip(axes.flat, weights.items()):
@@ -599,9 +603,9 @@ def study_attention(model, data, out):
     common.write_json(out / "head_analysis" / "attention.json", {"n": len(problems), "mean_weights": numbers})
 
 
-# One problem shows what the mean hides. In the mean cross.L0.H0 has half of its weight on each of the two digits of a
+# One problem shows what the mean hides. On average cross.L0.H0 has half of its weight on each of the two digits of a
 # column. On one problem it mostly attends to one of them. On 347+159, whose tens sum to nine, cross.L0.H3 attends from
-# the hundreds digit of the sum to the 9 of the units, where the carry comes from. (So it does on 347+128, where no
+# the hundreds digit of the sum to the 9 of the units, where the carry comes from. (It does so on 347+128 too, where no
 # carry reaches the hundreds.)
 
 EXAMPLES = {"no carry": (241, 536), "one carry": (347, 128), "a carry through a nine": (347, 159),
@@ -621,15 +625,15 @@ def draw_example(model, a, b, comment, out):
 # 7b. How important is each head?
 #
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zero ablation replaces it by zeros, mean
-# ablation by its mean over the validation problems. Mean ablation keeps the part of the output that is the same for
-# every problem (it acts like a bias) and removes the part that depends on the problem.
+# ablation by its mean over the validation problems, token by token. Mean ablation keeps the part of the output that is
+# the same for every problem (it acts like a bias) and removes the part that depends on the problem.
 # Found (mean ablation): without enc.L0.H1 nearly everything is wrong (99.7 points of accuracy lost). cross.L0.H0 and
-# cross.L0.H2, which read the column of the digit and the next lower one, cost 94 and 82 points, the other two heads of
-# the cross-attention 20 and 9. The other seven heads cost at most 0.1, among them all of the decoder self-attention.
+# cross.L0.H2, which read the column of the digit and the next lower one, cost 94 and 82 points, cross.L0.H1 and
+# cross.L0.H3 20 and 9. The other seven heads cost at most 0.1, among them all of the decoder self-attention.
 
 
 def study_ablation(model, data, out):
-    """Measure, draw and print the accuracy on the test problems that each head is worth."""
+    """Measure, draw and print how much accuracy on the test problems each head is worth."""
     val, test = data["val"][:2000], data["test"]
     means = {head: outputs.mean(0, keepdim=True) for head, outputs in record_heads(model, val, "hook_heads").items()}
     table = {"n": len(test), "baseline": exact_match(model, test), "heads": {}}
@@ -650,22 +654,23 @@ def study_ablation(model, data, out):
     return table
 
 
-# A cheaper measure of importance needs one backward pass instead of one evaluation per head. Do the two agree? Such a
-# ranking would choose the heads to prune, so both are made on validation problems.
+# A cheaper measure of importance needs one backward pass instead of one evaluation per head. Does it agree with zero
+# ablation? Such a ranking would choose the heads to remove, so both are measured on validation problems.
 # Found: the rank correlations for five model seeds are 0.83 to 0.97.
 
 
 def gradient_importance(model, problems):
-    """Michel, Levy & Neubig 2019, section 4.1: the mean of |head output . gradient of the loss| over the problems.
+    """Michel, Levy & Neubig 2019, section 4.1: the mean of |sum of head output * gradient of the loss|.
 
     To first order this is how much the loss would change if the output were removed. Returned as shares of the sum over
-    all heads. (The paper also divides the scores of each block by their norm.)
+    all heads. (The paper also divides the scores of each layer by their norm.)
     """
     source, target = tokens_of(model, problems)
     heads = heads_of(model)
-    with common.recording([attention.hook_heads for attention, _ in heads.values()]) as seen:
+    with common.recording({attention.hook_heads for attention, _ in heads.values()}) as seen:
         loss = F.cross_entropy(model(source, target).transpose(1, 2), target)
-    gradients = dict(zip(seen, torch.autograd.grad(loss, list(seen.values()))))  # {module: (N, n_head, T, d_head)}
+    gradients = torch.autograd.grad(loss, list(seen.values()))
+    gradients = dict(zip(seen, gradients))  # {module: (N, n_head, T, d_head)}
     scores = {}
     for head, (attention, h) in heads.items():
         product = seen[attention.hook_heads][:, h] * gradients[attention.hook_heads][:, h]  # (N, T, d_head)
@@ -678,7 +683,7 @@ def rank_correlation(x, y):
     """Spearman's rank correlation of two lists; equal values share their mean rank."""
     def ranks(values):
         values = torch.tensor(values, dtype=torch.double)
-        # the number of smaller ones, plus that of smaller or equal ones, is twice the mean rank less 1
+        # how many are smaller, plus how many are not larger: 2 * (mean rank) - 1, which correlates as the rank does
         return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1)).double()
     return torch.corrcoef(torch.stack([ranks(x), ranks(y)]))[0, 1].nan_to_num().item()  # NaN if all are equal
 
@@ -706,9 +711,9 @@ def study_importance(model, data, out):
 # 7c. How many heads can be removed?
 #
 # Hypothesis: heads that can each be removed alone cannot all be removed together, because one stands in for another. A
-# removed head outputs zeros. Accuracy is measured on the test problems. We count in three ways. (1) Remove each head
-# alone. (2) Remove heads one after another, each time the one that costs least on the validation problems. (3) Remove
-# at once all heads that cost at most one point in (1). Refuted if (3) costs at most one point.
+# removed head outputs zeros. Accuracy is measured on the test problems. We count in three ways. (1) Which heads
+# cost at most one point alone? (2) How many can be removed one after another for one point, each time the one that
+# costs least on the validation problems? (3) What do all heads of (1) cost at once? Refuted if it is at most one point.
 # Verdict: refuted. For five model seeds 7, 4, 8, 5 and 8 of 12 heads pass (1). As many can be removed one after another
 # (2), and without all of those that pass (1) the accuracy is at least 99.7% (3).
 
@@ -743,15 +748,15 @@ def study_pruning(model, data, out):
 # 7d. Which heads move the carry?
 #
 # The causal test is activation patching. Take two problems that differ in one column only, the origin, which carries in
-# the second problem and not in the first. The carry ends in another column, the destination:
+# the second problem and not in the first. The carry ends at another digit of the sum, the destination:
 #
 #     units to tens        132+256=388    132+259=391    the tens digit of the sum changes from 8 to 9
 #     units to hundreds    142+256=398    142+259=401    the tens sum to nine and pass the carry on
 #
-# Run the model on one of them (the clean run), and replace the outputs of some heads by those from the other problem
-# (the corrupted run). Does the digit flip to that of the other problem? If it always does, these heads are sufficient
-# to move the carry. The digits in the destination must not sum to nine, so that the carry stops there. Then all digits
-# of the sum further left, which the decoder is given, are the same in both problems.
+# Run the model on one of them (clean) and on the other (corrupted). Then repeat the clean run with the outputs of some
+# heads taken from the corrupted one. Does the digit flip to that of the other problem? If it always does, these heads
+# are sufficient to move the carry. The digits in the destination must not sum to nine, so that the carry stops there.
+# Then all digits of the sum further left, which the decoder is given, are the same in both problems.
 #
 # Two rates are known beforehand and check the method. All cross-attention heads together must flip every digit, for the
 # decoder knows the problem through them alone. Decoder self-attention can flip none if there is one layer: it has seen
@@ -760,9 +765,9 @@ def study_pruning(model, data, out):
 # than half of the digits.
 # Verdict: supported on all routes out of the units: in each of five model seeds one head alone flips at least 99% of
 # the digits. In our model it is cross.L0.H2 into the tens and cross.L0.H3 into the hundreds. Out of the tens the best
-# head flips 67 to 100% of the digits. Out of the hundreds the hypothesis is refuted in three of five seeds (40 to 99%;
-# 40% in ours). The head that moves the carry from the units to the tens is one of the cross-attention in seeds 1, 3 and
-# 5, and one of the encoder in seeds 2 and 4.
+# head flips 67 to 100% of the digits. Out of the hundreds the hypothesis is refuted in three of five seeds (the best
+# head flips 40 to 99% over the five, 40% in ours). The head that moves the carry from the units to the tens is a
+# cross-attention head in seeds 1, 3 and 5, and an encoder head in seeds 2 and 4.
 
 
 def carry_pairs(destination, origin, n_pairs, num_digits):
@@ -775,7 +780,7 @@ def carry_pairs(destination, origin, n_pairs, num_digits):
     without = torch.zeros(n_pairs, 2, dtype=torch.long)
     with_carry = torch.zeros(n_pairs, 2, dtype=torch.long)
     for k in range(num_digits):
-        smallest = 1 if k == num_digits - 1 else 0
+        smallest = 1 if k == num_digits - 1 else 0  # no zero in front
         digits = torch.cartesian_prod(torch.arange(smallest, 10), torch.arange(smallest, 10))  # (100 or 81, 2)
         total = digits.sum(1)
         if k == origin:
@@ -795,8 +800,8 @@ def carry_pairs(destination, origin, n_pairs, num_digits):
 def flip_rates(model, destination, origin, n_pairs, groups):
     """For each group of heads {name: set}: the share of pairs whose digit flips when these heads are patched.
 
-    In half of the pairs the clean run has no carry, in the other half it has one. Pairs that the model gets wrong without
-    patching do not count.
+    In half of the pairs the clean run has no carry, in the other half it has one. Pairs whose digit is wrong without patching do
+    not count.
     """
     without, with_carry = carry_pairs(destination, origin, n_pairs, model.num_digits)
     odd = torch.arange(n_pairs)[:, None] % 2 == 1
@@ -847,16 +852,17 @@ def study_carry(model, out, n_pairs=1000):
 
 # 7e. At which tokens does the encoder's output encode a carry?
 #
-# Hypothesis: at some token a linear probe can read the carry out of a column. The probe is a least-squares fit from the
+# Hypothesis: at some token a linear probe can tell whether a column carries. The probe is a least-squares fit from the
 # encoder's output at one token to "does this column carry?", on half of the problems. It is scored on the other half.
 # Control: the same probe on an untrained encoder, whose random attention mixes the digits too. Refuted for a column
-# where the best token of the trained encoder is no better. A probe shows what could be read. Whether the model reads it
-# is tested in 7d. And a token that merely holds the sum of its column does well too: the carry out of the units depends
-# on nothing else. The other carries depend on more only where the column sums to nine, so from the sum alone they can
-# be told with an accuracy of 0.95.
-# Verdict: supported. The carries out of the units, tens and hundreds are read with an accuracy of 1.00, 0.97 and 0.99
-# at a digit of their own column. The untrained encoder reaches 0.81, 0.86 and 0.85. At the tens digits the carry out of
-# the units cannot be read well (0.77). That agrees with 7d: in our model one cross-attention head moves it.
+# where the best token of the untrained encoder does as well. A probe shows what could be read. Whether the model reads
+# it is tested in 7d. And a token that merely holds the sum of its column does well too: the carry from the units
+# depends on nothing else. The other carries depend on more only where the column sums to nine. That is a tenth of the
+# problems, and half of those are guessed right, so the sum alone gives 0.95.
+# Verdict: supported. The carries from units, tens and hundreds are read with an accuracy of 1.00, 0.97 and 0.99 at a
+# digit of their own column, little more than the sum alone gives. The untrained encoder reaches 0.81, 0.86 and 0.85. At
+# the tens digits the carry from the units cannot be read well (0.77): the encoder has not moved it there. 7d agrees: in
+# our model a cross-attention head moves it.
 
 
 @torch.inference_mode()
@@ -875,7 +881,7 @@ def probe_carries(model, problems):
 
 def study_probe(model, data, out):
     """Probe the model and an untrained one; write, draw and print the accuracy for each token and column."""
-    torch.manual_seed(model.config["model_seed"])
+    torch.manual_seed(model.config["model_seed"])  # the weights that it had before training
     untrained = Adder(model.config).to(model.to_logits.weight.device)
     n = len(data["test"]) - len(data["test"]) // 2
     table = {"n": n, "trained": probe_carries(model, data["test"]), "untrained": probe_carries(untrained, data["test"])}
@@ -892,10 +898,10 @@ def study_probe(model, data, out):
     return table
 
 
-# How does our model add? The encoder joins the two digits of a column (enc.L0.H1). For the units, tens and hundreds of
-# the sum the decoder reads the column (cross.L0.H0 and cross.L0.H1), for tens and hundreds also the carry from the next
-# lower one (cross.L0.H2). cross.L0.H3 brings a carry from the units into the hundreds. The thousands have no column of
-# their own, and several heads share the work. Other model seeds divide it differently.
+# Together: how does our model add? The encoder joins the two digits of a column (enc.L0.H1). For the units, tens and
+# hundreds of the sum the decoder reads the column (cross.L0.H0 and cross.L0.H1), for tens and hundreds also the carry
+# from the next lower one (cross.L0.H2). cross.L0.H3 brings a carry from the units into the hundreds. The thousands have
+# no column of their own, and several heads share the work. Other model seeds divide it differently.
 
 
 def analyze(args):

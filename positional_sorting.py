@@ -495,7 +495,7 @@ def fit(config, data, device):
 
 
 def train(args, config, data):
-    """--mode train: fit a model, test it, save it and return it; that of --model-seed has a log and curves too."""
+    """--mode train: fit a model, test it, save it and return it; the first seed also gets a log and curves."""
     name = setting_name(config)
     out = common.folder(args.out_dir, "sorting", name)
     model, history = fit(config, data, args.device)
@@ -510,7 +510,8 @@ def train(args, config, data):
         for kind in history.rows[0]["val_recall"]:
             by_kind[kind] = [row["val_recall"][kind] for row in history.rows]
         title = f"{name}: {100 * accuracy:.1f}% right on the test lists"
-        common.training_curves(out / "training_curves.png", history.rows, title, math.log(2), 50, by_kind)
+        common.training_curves(out / "training_curves.png", history.rows, title, guess=math.log(2), chance=50,
+                               parts=by_kind)
     # last, so that a model is never without its log
     common.save_model(out / common.model_name(args, config["model_seed"]), model)
     return model
