@@ -800,8 +800,8 @@ def carry_pairs(destination, origin, n_pairs, num_digits):
 def flip_rates(model, destination, origin, n_pairs, groups):
     """For each group of heads {name: set}: the share of pairs whose digit flips when these heads are patched.
 
-    In half of the pairs the clean run has no carry, in the other half it has one. Pairs whose digit is wrong without patching do
-    not count.
+    In half of the pairs the clean run has no carry, in the other half it has one. Pairs whose digit is wrong without
+    patching do not count.
     """
     without, with_carry = carry_pairs(destination, origin, n_pairs, model.num_digits)
     odd = torch.arange(n_pairs)[:, None] % 2 == 1

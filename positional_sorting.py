@@ -440,9 +440,7 @@ def make_config(args, pe, model_seed, random_start):
 
 def setting_name(config):
     """The folder of an encoding, mask and starts: "learned-causal-random-start"."""
-    name = config["pe"]
-    if config["causal"]:
-        name += "-causal"
+    name = config["pe"] + ("-causal" if config["causal"] else "")
     if config["random_start"]:
         name += "-random-start"
     if config["random_start"] in ("gap", "early"):
@@ -512,8 +510,7 @@ def train(args, config, data):
         title = f"{name}: {100 * accuracy:.1f}% right on the test lists"
         common.training_curves(out / "training_curves.png", history.rows, title, guess=math.log(2), chance=50,
                                parts=by_kind)
-    # last, so that a model is never without its log
-    common.save_model(out / common.model_name(args, config["model_seed"]), model)
+    common.save_model(out / common.model_name(args, config["model_seed"]), model)  # last: no model is without its log
     return model
 
 
@@ -620,8 +617,7 @@ def extrapolate(args):
         common.write_json(path, results)
         print(f"{name:<32}" + ", ".join(f"{length}: {100 * row['mean']:.1f} +- {100 * row['std']:.1f}%"
                                         for length, row in table.items()), flush=True)
-    known = list(encodings())
-    comparable = {name: entry for name, entry in results.items() if entry["data"] == source and entry["pe"] in known}
+    comparable = {name: entry for name, entry in results.items() if entry["data"] == source and entry["pe"] in encodings()}
     show_extrapolation(comparable, args.lengths, out)
     show_kinds(comparable, str(args.lengths[-1]), out)
 
@@ -658,7 +654,7 @@ def show_extrapolation(results, lengths, out):
             for line, label in zip(*axis.get_legend_handles_labels()):
                 lines[label] = line
         axes[0].figure.legend(lines.values(), lines, title="mean and range over model seeds", ncols=6,
-                           loc="outside lower center")
+                              loc="outside lower center")
 
 
 def show_kinds(results, length, out):
@@ -980,17 +976,15 @@ def parse_list(text, model):
 def infer(args):
     """--mode infer: print an answer and its probability per list, and on standard error how many are right."""
     model = obtain_model(args, make_config(args, args.pe[0], args.model_seed, args.random_start))
-    n_right = 0
-    n_asked = 0
+    right = []
     for text in common.questions(args.questions):
         numbers = parse_list(text, model)
         probability = predict(model, pad([numbers])).double().sigmoid().item()
         print(f"{'sorted' if probability > 0.5 else 'unsorted'} {max(probability, 1 - probability):.3f}", flush=True)
-        n_right += (probability > 0.5) == is_sorted(numbers)
-        n_asked += 1
+        right.append((probability > 0.5) == is_sorted(numbers))
         if len(numbers) < LENGTHS[0]:
             log(f"note: {numbers} is shorter than any training list ({LENGTHS[0]} numbers); do not rely on it")
-    log(f"{n_right:,} of {n_asked:,} right")
+    log(f"{sum(right):,} of {len(right):,} right")
 
 
 def names_from(known):
