@@ -740,7 +740,7 @@ def study_pruning(model, data, out):
     with common.figure(out / "pruning.png", 3.6, title=title) as ((axis,),):
         axis.plot(["none", *order], [100 * share for share in accuracy], "o-")
         axis.tick_params(axis="x", rotation=90)
-        axis.set(xlabel="head removed, in this order", ylabel=f"accuracy (%) on {len(test):,} test problems", ylim=(-3, 103))
+        axis.set(xlabel="head removed, in this order", ylabel=f"accuracy (%)\non {len(test):,} test problems", ylim=(-3, 103))
     print(title.replace("\n", " "))
     return table
 
