@@ -736,7 +736,7 @@ def study_pruning(model, data, out):
              "removable_alone": alone, "accuracy_without_all_of_those": together}
     common.write_json(out / "pruning.json", table)
     title = (f"For at most one point, {prunable} of {len(names)} heads can be removed one after another.\n"
-             f"{len(alone)} can each be removed alone; without all of those the accuracy is {100 * together:.0f}%")
+             f"{len(alone)} can each be removed alone; without all of those the accuracy is {100 * together:.1f}%")
     with common.figure(out / "pruning.png", 3.6, title=title) as ((axis,),):
         axis.plot(["none", *order], [100 * share for share in accuracy], "o-")
         axis.tick_params(axis="x", rotation=90)
