@@ -132,8 +132,8 @@ def draw_problems(num_digits, leading_zeros, sizes, cascades, seed):
 # 3. Attention, in four steps
 #
 # Each token becomes a vector of C numbers (channels): its embedding plus a vector for its position. This sum is changed
-# block by block and is called the hidden state of the token. Three learned matrices turn it into a
-# query q (what the token looks for), a key k (what it is found by) and a value v (what it passes on).
+# block by block and is called the hidden state of the token. Three learned matrices turn it into a query q (what the
+# token looks for), a key k (what it is found by) and a value v (what it passes on).
 #
 # Step 1, one query: a soft dictionary look-up. A dictionary compares a query with its keys and returns the value of
 # the key that matches. Attention compares the query with all S keys by dot products, turns these scores into weights
@@ -507,10 +507,10 @@ def train(args, data, seed):
 # ------------------------------------------------------------------------------------------------
 # 7. Looking inside
 #
-# Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of the decoder) and cross.L0.H1.
-# The nn.Identity modules of section 3 are where we attach: common.recording keeps what passes through them, and
-# common.patching replaces it. All runs are teacher-forced (section 5). "Our
-# model" is the one in out/reference, of model seed 1. Numbers for five model seeds come from python -m tests.seeds.
+# Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of the decoder) and cross.L0.H1. The
+# nn.Identity modules of section 3 are where we attach: common.recording keeps what passes through them, and
+# common.patching replaces it. All runs are teacher-forced (section 5). "Our model" is the one in out/reference, of
+# model seed 1. Numbers for five model seeds come from python -m tests.seeds.
 
 
 def heads_of(model):
