@@ -562,6 +562,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def number(kind, low, high=math.inf):
     """An argparse type: a finite `kind` (int or float) from low to high, both included."""
     def parse(text):
+        """The number in a text; an argparse error that says what was expected."""
         try:
             value = kind(text)
         except ValueError:
