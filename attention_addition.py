@@ -567,10 +567,10 @@ def exact_match(model, problems, heads=(), values=None):
 # predicts. Hypothesis: a column needs the carry from the column to its right, so some head attends from the tens to the
 # two units digits, and from the hundreds to the two tens digits. Refuted if no head gives most of its weight to them.
 # Attention weights show where a head reads. They do not show that the model needs it; 7b to 7d test that.
-# Verdict: supported in four of five model seeds. In our model it is cross.L0.H2: 0.59 of its weight from
-# the tens, 0.99 from the hundreds. The encoder has another pattern, in all five seeds: in one head each digit gives at
-# least 0.86 of its weight to its own column. In ours it is enc.L0.H1: 0.93 to 0.97 go to the other digit of the column.
-# From each digit of the sum but the thousands, cross.L0.H0 and cross.L0.H1 attend to the column of this digit.
+# Verdict: supported in four of five model seeds. In our model it is cross.L0.H2: 0.59 of its weight from the tens, 0.99
+# from the hundreds. The encoder has another pattern, in all five seeds: in one head each digit gives at least 0.86 of
+# its weight to its own column. In ours it is enc.L0.H1: 0.93 to 0.97 go to the other digit of the column. From each
+# digit of the sum but the thousands, cross.L0.H0 and cross.L0.H1 attend to the column of this digit.
 
 
 def draw_attention(weights, source, target, title, path):
