@@ -354,19 +354,20 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def optimizer_of(model, config, falling):
+def optimizer_of(model, config, falling, beta2):
     """Return an AdamW optimizer (Loshchilov & Hutter 2019) and the schedule of its learning rate.
 
-    Weight decay is for matrices, neither for biases nor for the scales of LayerNorm. The betas are those of Vaswani et
-    al. 2017, section 5.3. The rate rises in a straight line during the warm-up, because Adam's estimate of the size of
-    the gradients is poor at first. Over the last part of the steps (`falling` is its share) it falls to 0, because at the
-    full rate each step moves the weights too far for the last errors to disappear.
+    Weight decay is for matrices, neither for biases nor for the scales of LayerNorm. AdamW divides each gradient by its
+    usual size, which it knows from a running mean of the squares; beta2 is the share of the old mean in the new one. The
+    rate rises in a straight line during the warm-up, because this mean is poor at first. Over the last part of the steps
+    (`falling` is its share) it falls to 0, because at the full rate each step moves the weights too far for the last
+    errors to disappear.
     """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
     fused = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # one pass; older ones only on GPUs
-    optimizer = torch.optim.AdamW(groups, lr=config["lr"], betas=(0.9, 0.98), fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=config["lr"], betas=(0.9, beta2), fused=fused)
 
     def share_of_lr(step):
         return min(1, (step + 1) / config["warmup"], (config["steps"] - step) / (falling * config["steps"]))

@@ -468,7 +468,7 @@ def fit(config, data, device):
     target = (kinds == SORTED).float()  # (N,)
     generator = torch.Generator().manual_seed(seed)
     batches = common.batches(len(lists), config["batch_size"], seed)
-    optimizer, schedule = common.optimizer_of(model, config, falling=1.0)  # the rate falls until the last step
+    optimizer, schedule = common.optimizer_of(model, config, falling=1.0, beta2=0.98)
     history = common.History(model)
     for step in range(1, config["steps"] + 1):
         batch = next(batches)                                                      # (B,)

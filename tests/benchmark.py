@@ -39,13 +39,12 @@ def take_turns(name, ours, theirs, rounds):
 
 def training_step(model, config, source, target):
     """A function that makes one whole training step, as in attention_addition.fit."""
-    optimizer, _ = common.optimizer_of(model, config, falling=0.6)
+    optimizer, _ = common.optimizer_of(model, config, falling=0.6, beta2=0.95)
 
     def step():
         loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return step
 

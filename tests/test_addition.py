@@ -321,7 +321,7 @@ class ScoringAndTraining(unittest.TestCase):
             model = random_model()
             before = copy.deepcopy(model.state_dict())
             config = {"lr": 0.1, "warmup": 4, "steps": 10, "weight_decay": 0.5}
-            optimizer, schedule = common.optimizer_of(model, config, decay)
+            optimizer, schedule = common.optimizer_of(model, config, decay, beta2=0.95)
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
             found = []
