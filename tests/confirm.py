@@ -13,7 +13,7 @@ import common
 import positional_sorting as sort
 
 PAIRS = {  # (data seed, model seed)
-    "adder": [*zip(range(10001, 10021), range(1101, 1121)), *zip(range(12001, 12021), range(1501, 1521))],
+    "adder": [*zip(range(16001, 16021), range(2001, 2021)), *zip(range(16101, 16121), range(2101, 2121))],
     "sorter": [*zip(range(9801, 9811), range(981, 991))],
 }
 
