@@ -628,7 +628,7 @@ def draw_example(model, a, b, comment, out):
 # Found (mean ablation): without enc.L0.H2 or cross.L0.H0 nearly everything is wrong (99.8 and 96.6 points of accuracy
 # lost). cross.L0.H2, which reads the next lower column, costs 68 points, cross.L0.H1 9 and enc.L0.H1 5. The other seven
 # heads cost nothing, among them all of the decoder self-attention. Zeros instead of the mean cost more for cross.L0.H1
-# (44.5 points): most of what it adds is the same for every problem.
+# (44.5 points): what is needed of its output is mostly the same for every problem.
 
 
 def study_ablation(model, data, out):
