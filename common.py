@@ -357,11 +357,11 @@ def n_parameters(model):
 def optimizer_of(model, config, falling, beta2):
     """Return an AdamW optimizer (Loshchilov & Hutter 2019) and the schedule of its learning rate.
 
-    Weight decay is for matrices, neither for biases nor for the scales of LayerNorm. AdamW divides each gradient by its
-    usual size, which it knows from a running mean of the squares; beta2 is the share of the old mean in the new one. The
-    rate rises in a straight line during the warm-up, because this mean is poor at first. Over the last part of the steps
-    (`falling` is its share) it falls to 0, because at the full rate each step moves the weights too far for the last
-    errors to disappear.
+    Weight decay is for matrices, neither for biases nor for the scales of LayerNorm. AdamW divides a running mean of the
+    gradients by their usual size, which it knows from a running mean of their squares; beta2 is the share of the old mean
+    in the new one. The rate rises in a straight line during the warm-up, because this mean rests on few gradients at
+    first. Over the last part of the steps (`falling` is its share) it falls to 0, because at the full rate each step moves
+    the weights too far for the last errors to disappear.
     """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
