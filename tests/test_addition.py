@@ -34,7 +34,7 @@ def setUpModule():
     unittest.addModuleCleanup(silence.__exit__, None, None, None)
     common.pick_device("cpu", threads=1)
     data = {"train": random_problems(6000, 2), "val": random_problems(1000, 2, seed=1)}
-    for typed in (["--steps", "150"], ["--steps", "250", "--reverse"]):
+    for typed in (["--steps", "150"], ["--steps", "180", "--reverse"]):
         config = config_of("--num-digits", "2", "--n-head", "2", "--d-model", "32", "--d-ff", "64", "--lr", "0.01",
                            *typed)
         TRAINED.append(add.fit(config, data, "cpu")[0].double())
