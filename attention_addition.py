@@ -83,8 +83,8 @@ def carries(problems, num_digits):
 # 0999, but 348+652 is 1000. A carry through several columns is called a cascade. Cascades are the hard cases, and rare
 # in random problems. So in half of the draws for training (--cascades) most columns are changed to sum to nine or ten.
 # Validation and test problems stay random.
-# Found (python -m tests.confirm adder): of 40 runs with new seeds for data and model, 39 had no error among all problems
-# and one had 8. Without cascades 10 of the first 20 had no error (19 with them), and the worst had 842.
+# Found (python -m tests.confirm adder): of 40 runs with new seeds for data and model, 39 had no error among all
+# problems and one had 8. Without cascades 10 of the first 20 had no error (19 with them), and the worst had 842.
 
 SPLITS = ("train", "val", "test")
 
@@ -441,7 +441,7 @@ def test_everything(model, leading_zeros):
 # In each step the model predicts all digits of a batch by teacher forcing. The loss is the cross-entropy of the correct
 # digits. Data augmentation: each problem is shown as a+b or as b+a at random. The optimizer is AdamW, with a weight
 # decay of 0.3 and beta2 = 0.95. The learning rate rises to 5e-3 during a short warm-up and falls to 0 over the last 60%
-# of the steps (common.optimizer_of says why it rises and falls). The weights with the best validation accuracy are kept.
+# of the steps (common.optimizer_of says why it rises and falls). The weights best on validation data are kept.
 
 
 def fit(config, data, device):
@@ -565,8 +565,8 @@ def exact_match(model, problems, heads=(), values=None):
 # predicts. Hypothesis: a column needs the carry from the column to its right, so some head attends from the tens to the
 # two units digits, and from the hundreds to the two tens digits. Refuted if no head does both with most of its weight.
 # Attention weights show where a head reads. They do not show that the model needs it; 7b and 7c test that.
-# Verdict: supported in all five model seeds. In our model cross.L0.H2 gives more than 0.99 of its weight to them. (From the
-# tens to the units enc.L0.H1 does, too.) The encoder has another pattern: in one head each digit gives most of its
+# Verdict: supported in all five model seeds. In our model cross.L0.H2 gives more than 0.99 of its weight to them. (From
+# the tens to the units enc.L0.H1 does, too.) The encoder has another pattern: in one head each digit gives most of its
 # weight to its own column (both digits together get at least 0.95 in four seeds, 0.54 in seed 5). In ours it is
 # enc.L0.H2: 0.91 to 0.96 go to the other digit of the column. cross.L0.H0 attends from each digit of the sum but the
 # thousands to the column of this digit.
@@ -603,8 +603,8 @@ def study_attention(model, data, out):
 
 
 # One problem shows what the mean hides. On average cross.L0.H0 has half of its weight on each of the two digits of a
-# column. On one problem it mostly attends to one of them. On 347+159, whose tens sum to nine, enc.L0.H1 attends from both
-# tens digits to the 9 of the units, where the carry comes from. (It attends to a units digit on other problems, too.)
+# column. On one problem it mostly attends to one of them. On 347+159, whose tens sum to nine, enc.L0.H1 attends from
+# both tens digits to the 9 of the units, where the carry comes from. (It does so without a carry, too.)
 
 EXAMPLES = {"no carry": (241, 536), "one carry": (347, 128), "a carry through a nine": (347, 159),
             "a carry through two nines": (199, 801), "three carries": (999, 999)}
@@ -625,10 +625,10 @@ def draw_example(model, a, b, comment, out):
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zero ablation replaces it by zeros, mean
 # ablation by its mean over the validation problems, token by token. Mean ablation keeps the part of the output that is
 # the same for every problem (it acts like a bias) and removes the part that depends on the problem.
-# Found in our model (mean ablation): without enc.L0.H2 or cross.L0.H0 nearly everything is wrong (99.8 and 96.6 points of accuracy
-# lost). cross.L0.H2, which reads the next lower column, costs 68 points, cross.L0.H1 9 and enc.L0.H1 5. The other seven
-# heads cost nothing, among them all of the decoder self-attention. Zeros cost much more than the mean for cross.L0.H1
-# (44.5 points): what is needed of its output is mostly a constant. (But it moves a carry, too: 7d.)
+# Found in our model (mean ablation): without enc.L0.H2 or cross.L0.H0 nearly everything is wrong (99.8 and 96.6 points
+# of accuracy lost). cross.L0.H2, which reads the next lower column, costs 68 points, cross.L0.H1 9 and enc.L0.H1 5. The
+# other seven heads cost nothing, among them all of the decoder self-attention. Zeros cost much more than the mean for
+# cross.L0.H1 (44.5 points): what is needed of its output is mostly a constant. (But it moves a carry, too: 7d.)
 
 
 def study_ablation(model, data, out):
@@ -655,8 +655,8 @@ def study_ablation(model, data, out):
 
 # A cheaper measure of importance needs one backward pass instead of one evaluation per head. Does it agree with zero
 # ablation? Such a ranking would choose the heads to remove, so both are measured on validation problems.
-# Found: yes. The rank correlations for five model seeds are 0.86 to 0.93. (In ours seven heads tie at 0 in zero ablation,
-# so more than 0.90 is not possible.)
+# Found: yes. The rank correlations for five model seeds are 0.86 to 0.93. (In ours seven heads tie at 0 in zero
+# ablation, so more than 0.90 is not possible.)
 
 
 def gradient_importance(model, problems):
@@ -763,11 +763,11 @@ def study_pruning(model, data, out):
 # only the digits further left. Both hold.
 # Hypothesis: one head moves the carry. Refuted on a route (from an origin to a destination) if no head alone flips more
 # than half of the digits.
-# Verdict: supported on every route in all five model seeds. In our model cross.L0.H2 alone flips every digit on all routes
-# but the one out of the hundreds, where cross.L0.H1 flips 74%. From the units through the tens enc.L0.H1 alone flips
-# every digit, too: the carry passes both heads, one after the other (7e). For carries out of units and tens the best
-# head flips at least 93% in four seeds and 58 to 100% in seed 5, for those out of the hundreds 74 to 99% over the five.
-# From the units to the tens the best head is a cross-attention head, but in seed 4 an encoder head.
+# Verdict: supported on every route in all five model seeds. In our model cross.L0.H2 alone flips every digit on all
+# routes but the one out of the hundreds, where cross.L0.H1 flips 74%. From the units through the tens enc.L0.H1 alone
+# flips every digit, too: the carry passes both heads, one after the other (7e). For carries out of units and tens the
+# best head flips at least 93% in four seeds and 58 to 100% in seed 5, for those out of the hundreds 74 to 99% over the
+# five. From the units to the tens the best head is a cross-attention head, but in seed 4 an encoder head.
 
 
 def carry_pairs(destination, origin, n_pairs, num_digits):
@@ -899,11 +899,11 @@ def study_probe(model, data, out):
     return table
 
 
-# Together: how does our model add? In the encoder enc.L0.H2 joins the two digits of a column, and enc.L0.H1 tells the tens
-# digits the carry from the units, so that they know whether they carry. For the units, tens and hundreds of the sum the
-# decoder reads the column of the digit (cross.L0.H0), for tens and hundreds also the carry of the column to its right
-# (cross.L0.H2). For the thousands it reads the hundreds (cross.L0.H1 and H0) and the carry of the tens (cross.L0.H2).
-# Other model seeds divide the work differently.
+# Together: how does our model add? In the encoder enc.L0.H2 joins the two digits of a column, and enc.L0.H1 tells the
+# tens digits the carry from the units, so that they know whether they carry. For the units, tens and hundreds of the
+# sum the decoder reads the column of the digit (cross.L0.H0), for tens and hundreds also the carry of the column to its
+# right (cross.L0.H2). For the thousands it reads the hundreds (cross.L0.H1 and H0) and the carry of the tens
+# (cross.L0.H2). Other model seeds divide the work differently.
 
 
 def analyze(args):
