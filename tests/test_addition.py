@@ -322,6 +322,7 @@ class ScoringAndTraining(unittest.TestCase):
             before = copy.deepcopy(model.state_dict())
             config = {"lr": 0.1, "warmup": 4, "steps": 10, "weight_decay": 0.5}
             optimizer, schedule = common.optimizer_of(model, config, decay, beta2=0.95)
+            self.assertEqual({group["betas"] for group in optimizer.param_groups}, {(0.9, 0.95)})
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
             found = []
