@@ -565,7 +565,7 @@ def exact_match(model, problems, heads=(), values=None):
 # predicts. Hypothesis: a column needs the carry from the column to its right, so some head attends from the tens to the
 # two units digits, and from the hundreds to the two tens digits. Refuted if no head does both with most of its weight.
 # Attention weights show where a head reads. They do not show that the model needs it; 7b and 7c test that.
-# Verdict: supported in all five model seeds. In our model cross.L0.H2 gives more than 0.99 of its weight to them. (From
+# Verdict: supported in all five model seeds. In our model cross.L0.H2 gives more than 0.99 of its weight there. (From
 # the tens to the units enc.L0.H1 does, too.) The encoder has another pattern: in one head each digit gives most of its
 # weight to its own column (both digits together get at least 0.95 in four seeds, 0.54 in seed 5). In ours it is
 # enc.L0.H2: 0.91 to 0.96 go to the other digit of the column. cross.L0.H0 attends from each digit of the sum but the
@@ -713,7 +713,7 @@ def study_importance(model, data, out):
 # Hypothesis: heads that can each be removed alone cannot all be removed together, because one stands in for another. A
 # removed head outputs zeros. Accuracy is measured on the test problems. We count in three ways. (1) Which heads
 # cost at most one point alone? (2) How many can be removed one after another for one point, each time the one that
-# costs least on the validation problems? (3) What do all heads of (1) cost at once? Refuted if it is at most one point.
+# costs least on the validation problems? (3) What do all heads of (1) cost at once? Refuted if (3) is at most one point.
 # Verdict: refuted. For five model seeds 7, 7, 7, 6 and 5 of 12 heads pass (1). As many can be removed one after another
 # (2), and without all of those that pass (1) the accuracy is 100.0% (3).
 
@@ -755,7 +755,7 @@ def study_pruning(model, data, out):
 #
 # Run the model on one of them (clean) and on the other (corrupted). Then repeat the clean run with the outputs of some
 # heads taken from the corrupted one. Does the digit flip to that of the other problem? If it always does, these heads
-# are sufficient to move the carry. The digits in the destination must not sum to nine, so that the carry stops there.
+# are sufficient to move the carry. The digits of the destination must not sum to nine, so that the carry stops there.
 # Then all digits of the sum further left, which the decoder is given, are the same in both problems.
 #
 # Two rates are known beforehand and check the method. All cross-attention heads together must flip every digit, for the
@@ -993,9 +993,9 @@ def load(path):
     """Return the model in a file that --mode train has written, for use from Python.
 
     >>> model = load(common.REFERENCE / "addition" / "best_model.pth")
-    >>> solve(model, [(347, 159), (999, 1)])
-    [506, 1000]
-    >>> attention_of(model, [(347, 159), (999, 1)])["cross.L0.H1"].shape  # from 4 digits to 7 tokens, of each problem
+    >>> solve(model, [(347, 159), (999, 101)])
+    [506, 1100]
+    >>> attention_of(model, [(347, 159), (999, 101)])["cross.L0.H1"].shape  # from 4 digits to 7 tokens, of each problem
     torch.Size([2, 4, 7])
     """
     return common.load_model(path, SCRIPT, Adder)
