@@ -481,14 +481,14 @@ def place_names(width):
 
 
 def train(args, data, seed):
-    """--mode train: fit a model, test it, save it and return it; the first seed also gets a log and curves."""
+    """--mode train: fit a model, save it, test it and return it; the first seed also gets a log and curves."""
     out = common.folder(args.out_dir, "addition")
     model, history = fit(common.config_of(args, SCRIPT, data_folder(args), seed), data, args.device)
+    common.save_model(out / common.model_name(args, seed), model)
     _, accuracy, by_digit = evaluate(model, data["test"])
     print(f"model seed {seed}: {100 * accuracy:.2f}% of {len(data['test']):,} test problems right")
     training_log = history.log_entries()
     training_log["test"] = {"n": len(data["test"]), "accuracy": accuracy, "digit_accuracy": by_digit}
-    common.save_model(out / common.model_name(args, seed), model)
     training_log["exhaustive"] = test_everything(model, args.leading_zeros)
     if seed == args.model_seed:
         common.write_json(out / "training_log.json", training_log)
