@@ -440,8 +440,8 @@ def test_everything(model, leading_zeros):
 #
 # In each step the model predicts all digits of a batch by teacher forcing. The loss is the cross-entropy of the correct
 # digits. Data augmentation: each problem is shown as a+b or as b+a at random. The optimizer is AdamW, with a weight
-# decay of 0.3 and beta2 = 0.95. The learning rate rises to 5e-3 during a short warm-up and falls to 0 over the last 60%
-# of the steps (common.optimizer_of says why it rises and falls). The weights best on validation data are kept.
+# decay of 0.3 and beta2 = 0.95 (the trials: appendix of out/report.md). The learning rate rises to 5e-3 in a warm-up
+# and falls to 0 over the last 60% of the steps (common.optimizer_of says why). The weights best in validation are kept.
 
 
 def fit(config, data, device):
@@ -484,7 +484,7 @@ def train(args, data, seed):
     """--mode train: fit a model, save it, test it and return it; the first seed also gets a log and curves."""
     out = common.folder(args.out_dir, "addition")
     model, history = fit(common.config_of(args, SCRIPT, data_folder(args), seed), data, args.device)
-    common.save_model(out / common.model_name(args, seed), model)
+    common.save_model(out / common.model_name(args, seed), model)  # before the long test of all problems
     _, accuracy, by_digit = evaluate(model, data["test"])
     print(f"model seed {seed}: {100 * accuracy:.2f}% of {len(data['test']):,} test problems right")
     training_log = history.log_entries()

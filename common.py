@@ -359,7 +359,7 @@ def optimizer_of(model, config, falling, beta2):
 
     Weight decay is for matrices, neither for biases nor for the scales of LayerNorm. AdamW divides a running mean of the
     gradients by their usual size, which it knows from a running mean of their squares; beta2 is the share of the old mean
-    in the new one. The rate rises in a straight line during the warm-up, because this mean rests on few gradients at
+    in the new one. The rate rises in a straight line during the warm-up, because these means rest on few gradients at
     first. Over the last part of the steps (`falling` is its share) it falls to 0, because at the full rate each step moves
     the weights too far for the last errors to disappear.
     """

@@ -1,8 +1,8 @@
 """Do the results hold on data and model seeds that had no part in any choice?  python -m tests.confirm adder|sorter [N]
 
-Trains the default adder on the first N pairs of data seed and model seed and counts the errors among all 810,000 problems; or the
-causal ALiBi model, and prints the lowest recall of any kind of list at any length, of 2,000 lists each. One training
-after another, each with one thread. Prints a line per pair and a summary. Flags of the script may follow N.
+Trains the default adder on the first N pairs of data seed and model seed and counts the errors among all 810,000
+problems; or the causal ALiBi model, and prints the lowest recall of any kind of list at any length, of 2,000 lists each.
+One training after another, each with one thread. Prints a line per pair and a summary. Flags of the script may follow N.
 """
 import sys
 import tempfile
