@@ -1,0 +1,116 @@
+"""tests/grade.py finds the faults of students.    python -m unittest tests.test_grade"""
+import contextlib
+import io
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from tests import grade
+
+FUNCTION = """
+import torch
+def scaled_dot_product_attention(q, k, v, mask=None):
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(mask == 0, -torch.inf)
+    weights = torch.softmax(scores, dim=-1)
+    return weights @ v, weights
+"""
+MODULE = """
+import torch
+class MultiHeadAttention(torch.nn.Module):
+    def __init__(self, d_model, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.to_q, self.to_k, self.to_v = [torch.nn.Linear(d_model, d_model) for _ in "qkv"]
+    def forward(self, query, key, value, mask=None):
+        B, T, C = query.shape
+        qkv = self.to_q(query), self.to_k(key), self.to_v(value)
+        q, k, v = [x.view(B, T, self.n_head, -1).transpose(1, 2) for x in qkv]
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(mask == 0, -1e9)
+        heads = torch.softmax(scores, dim=-1) @ v
+        return heads.transpose(1, 2).reshape(B, T, C)
+"""
+SCALE = " / q.shape[-1] ** 0.5"
+FILL = "scores.masked_fill(mask == 0, -torch.inf)"
+SPLIT = "view(B, T, self.n_head, -1).transpose(1, 2)"
+INPUTS = "query, key, value, mask=None):"
+
+# Correct code: the code, what to replace, by what, the line about its mask.
+RIGHT = [
+    (FUNCTION, "", "", "ok     mask, True where a query may attend"),
+    (FUNCTION, ", weights\n", "\n", "ok     mask, True where a query may attend"),
+    (FUNCTION, FILL, "scores - 1e9 * (1 - mask)", "ok     mask, 1 where a query may attend.*"),
+    (FUNCTION, "mask == 0", "mask", "note   mask, True where a key is hidden; .*"),
+    (FUNCTION, FILL, "scores + mask", "note   mask, added to the scores; .*"),
+    (MODULE, "mask == 0", "mask.unsqueeze(1) == 0", "ok     mask, True where .* may attend"),
+    (MODULE, INPUTS, "query, mask):\n        key = value = query", "ok     mask.*"),
+    ("from torch.nn.functional import scaled_dot_product_attention" + MODULE, "", "", "ok     mask.*"),
+]
+# Code with one fault: the code, what to replace, by what, the line that names the fault.
+WRONG = [
+    (FUNCTION, SCALE, "", "output: the scores are not scaled; .*"),
+    (FUNCTION, SCALE, " / q.shape[-1]", "output: the scores are divided by d_head, .*"),
+    (FUNCTION, SCALE, " / 24 ** 0.5", "output: scores are divided by sqrt.d_model.*"),
+    (FUNCTION, "dim=-1", "dim=-2", "output: the softmax runs over the queries, .*"),
+    (FUNCTION, "dim=-1", "dim=1", "output: the softmax runs over the heads, .*"),
+    (FUNCTION, "@ v,", "@ k,", "output: it is not PyTorch's"),
+    (FUNCTION, "weights @ v, weights", "weights, weights @ v", "output shape: .*; return .*"),
+    (FUNCTION, "weights @ v", "weights.detach() @ v", "gradient: .*"),
+    (FUNCTION, "weights @ v", "(weights @ v).data", "gradient: .*"),
+    (FUNCTION, "is not None", "is 0", "mask: it is ignored"),
+    (FUNCTION, "-torch.inf", "0", "mask: hidden scores are set to 0; .*"),
+    (FUNCTION, FILL, "scores\n        return scores.softmax(-1) * mask @ v", "mask: it comes .*"),
+    (FUNCTION, FILL, "score", "it raises NameError: name 'score' is not defined"),
+    (MODULE, SPLIT, "view(B, self.n_head, T, -1)", "heads: cut them .*"),
+    (MODULE, SPLIT, "view(B, T, self.n_head, -1)", "heads: cut them .*"),
+    (MODULE, "heads.transpose(1, 2)", "heads", "heads: join them .*"),
+    (MODULE, "is not None", "is 0", "mask: it is ignored"),
+    (MODULE, "-1e9", "0", "mask: it leaks; .*"),
+    (MODULE, "dim=-1", "dim=0", "examples: .*"),
+    (MODULE, "(B, T, C)", "(B, T, C)[..., :4]", "output shape: it is .*4.*"),
+]
+
+
+class Grade(unittest.TestCase):
+    def grade(self, path):
+        output, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            with mock.patch("sys.argv", ["grade", str(path)]), self.assertRaises(SystemExit) as end:
+                grade.main()
+        return end.exception.code, output.getvalue(), errors.getvalue()
+
+    def grade_code(self, code, old="", new=""):
+        self.assertIn(old, code)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "student.py")
+            path.write_text(code.replace(old, new) if old else code)
+            return self.grade(path)
+
+    def test_parts(self):
+        for cases, start, expected in [(RIGHT, "", 0), (WRONG, "WRONG: ", 1)]:
+            for code, old, new, line in cases:
+                status, output, _ = self.grade_code(code, old, new)
+                self.assertRegex(output, rf"\A\w+:\n(ok .*\n)*{start}{line}\n\Z", new)
+                self.assertEqual(status, expected)
+
+    def test_file(self):
+        """A fault in one part does not hide the other. Main is not run."""
+        code = FUNCTION + MODULE + "if __name__ == '__main__':\n    1 / 0\n"
+        status, output, _ = self.grade_code(code, "@ v,", "@ k,")
+        self.assertEqual((status, output.count("WRONG"), output.count("ok ")), (1, 1, 5), output)
+
+    def test_files_that_cannot_be_tested(self):
+        for code, words in [("def f(:", "SyntaxError"), ("raise SystemExit(0)", "SystemExit"),
+                            ("import no_such_module", "no_such_module"), ("", "defines neither")]:
+            status, output, errors = self.grade_code(code)
+            self.assertRegex(errors, rf"\A.*student.py .*{words}.*\n\Z")
+            self.assertEqual((status, output), (2, ""))
+        self.assertEqual(self.grade("missing.py")[0], 2)
+
+    def test_our_own(self):
+        status, output, errors = self.grade(Path(__file__).parents[1] / "attention_addition.py")
+        self.assertEqual((status, output.count("ok "), "note" in output), (0, 8, False), errors)
