@@ -31,7 +31,6 @@ import common
 from common import UserError
 
 # ---- 1. The task and its data --------------------------------------------------------------------
-#
 # Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer (often called BOS).
 # A problem of two n-digit numbers has 2n + 1 tokens, the source. Its target has n + 1 digits, the
 # most significant first, so it may begin with 0:
@@ -83,7 +82,7 @@ def to_record(a, b, num_digits):
     return {"input": tokens, "target": [*map(int, str(a + b).zfill(num_digits + 1))]}
 
 def make_data(args):
-    """--mode gendata: draw the problems of each split and write them."""
+    """Draw the records of each split: {"train": [...], "val": [...], "test": [...]}."""
     low = 10 ** (args.num_digits - 1)
     count = 9 * low  # so many numbers have this length
     sizes = {"test": args.n_test, "val": args.n_val, "train": args.n_train}
@@ -103,7 +102,7 @@ def make_data(args):
             if b >= low and pair not in seen:  # a carry chain may have put a zero in front of b
                 seen.add(pair)
                 records[split].append(to_record(a, b, args.num_digits))
-    common.write_data("addition", records, args, DATA_FLAGS)
+    return records
 
 def load_data(args):
     """Return {split: problems (N, 2)} from the data files, which are made if there are none."""
@@ -120,7 +119,6 @@ def load_data(args):
     return {split: torch.tensor(problems) for split, problems in data.items()}
 
 # ---- 2. Attention, in four steps -----------------------------------------------------------------
-#
 # Each token becomes a vector of C numbers: its embedding plus a vector for its position. Block by
 # block this vector is changed; it is called the hidden state of the token. Three learned matrices
 # make of it a query q (what the token looks for), a key k (what it is found by) and a value v (what
@@ -179,7 +177,6 @@ class MultiHeadAttention(nn.Module):
     The queries come from x (B, T, C), the keys and values from memory (B, S, C). In self-attention
     both are the same tensor. In cross-attention memory is the output of the encoder.
     """
-
     def __init__(self, d_model, n_head):
         super().__init__()
         self.n_head = n_head
@@ -212,7 +209,6 @@ class MultiHeadAttention(nn.Module):
         return self.output(heads.transpose(1, 2).flatten(2))  # concatenated, then mixed: (B, T, C)
 
 # ---- 3. The model --------------------------------------------------------------------------------
-#
 # The encoder runs once per problem. Its output, a vector per source token, is called the memory.
 # The decoder runs once per digit of the answer: each of its tokens attends to itself and earlier
 # ones (self-attention), then to the memory (cross-attention). By default both have one block, with
@@ -229,7 +225,6 @@ class MultiHeadAttention(nn.Module):
 
 class Block(nn.Module):
     """Self-attention, in the decoder cross-attention too, then a feed-forward network."""
-
     def __init__(self, args, decoder):
         super().__init__()
         d_model = args.d_model
@@ -252,7 +247,6 @@ class Block(nn.Module):
 
 class Adder(nn.Module):
     """An encoder-decoder transformer from problems to sums; args are the flags."""
-
     def __init__(self, args):
         super().__init__()
         self.args = args
@@ -291,7 +285,6 @@ class Adder(nn.Module):
         return self.decode(so_far, self.encode(source))
 
 # ---- 4. Scoring ----------------------------------------------------------------------------------
-#
 # An answer counts as right only if all of its digits are (exact match). In greedy decoding the
 # model reads the digits that it has generated itself. With teacher forcing it reads the correct
 # ones. Exact match is the same for both: as long as all digits are correct, both read the same
@@ -336,7 +329,6 @@ def count_wrong(model):
         return sum(pool.map(wrong_in, problems.split(1024))), len(problems)
 
 # ---- 5. Training ---------------------------------------------------------------------------------
-#
 # The loss is the cross-entropy of the correct digits, all predicted at once by teacher forcing.
 # Data augmentation: each problem is shown as a+b or as b+a at random. AdamW divides a running mean
 # of the gradients by their usual size. Both rest on few gradients at first, so the learning rate
@@ -407,7 +399,6 @@ def train(args):
     common.save_log(model, results, guess=math.log(10), chance=0)
 
 # ---- 6. Looking inside ---------------------------------------------------------------------------
-#
 # Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of the decoder)
 # and cross.L0.H1. One function runs the model and returns what every head attends to and puts out.
 # It can also put something else in the place of a head's output. Everything that follows is then
@@ -631,7 +622,8 @@ def draw_carries(routes):
 
 def analyze(args):
     """--mode analyze: all of section 6. Tables hold every model seed, figures show the first."""
-    models = common.find_models(common.each_seed(args), command_line(), load, train)
+    jobs = list(common.each_seed(args))
+    models = common.find_models(jobs, command_line(), load, train)["addition"]
     data = load_data(models[0].args)
     tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}}
     for model in reversed(models):
@@ -658,16 +650,11 @@ def analyze(args):
 
 def load(path):
     """Return the model in a file that --mode train has written."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    args = command_line().parse_args([])
-    vars(args).update(saved["args"], device="cpu")
-    model = Adder(args)
-    model.load_state_dict(saved["weights"])
-    return model.eval()
+    return common.load_model(path, command_line(), Adder)
 
 def ask(args):
     """Print the model's answer to each problem, or with --mode analyze draw all heads on it."""
-    (model,) = common.find_models([args], command_line(), load)
+    (model,) = common.find_models([args], command_line(), load)["addition"]
     problems = []
     for text in args.questions:
         match = re.fullmatch(r"\s*([1-9][0-9]*)\s*\+\s*([1-9][0-9]*)\s*", text)
@@ -695,11 +682,10 @@ def command_line():
 
 def main(args):
     """Do what --mode says."""
-    if args.mode == "gendata":
-        make_data(args)
-    if args.mode in ("all", "train"):
+    if args.mode in ("all", "gendata", "train"):
         load_data(args)  # made here if need be, not by each of several trainings
-        common.side_by_side(train, common.each_seed(args))
+    if args.mode in ("all", "train"):
+        common.side_by_side(train, list(common.each_seed(args)))
     if args.questions:
         ask(args)
     elif args.mode in ("all", "analyze"):

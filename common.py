@@ -1,6 +1,6 @@
-"""What both scripts share and no lesson needs: files, models on disk, the optimizer, figures, flags.
+"""What both scripts share and no lesson needs: files, models on disk, optimizer, figures, flags.
 
-Nothing about attention is in here. Importing it changes nothing outside itself.
+Importing it changes nothing outside itself.
 """
 import argparse
 import io
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-REFERENCE = HERE / "out" / "reference"  # the committed results
 NOT_OF_A_MODEL = {"mode", "questions", "model_seeds", "file", "folder", "data_dir", "out_dir",
                   "device", "lengths", "n_long"}  # flags that change no weight
 
@@ -25,10 +24,7 @@ class UserError(ValueError):
 # ---- Files ---------------------------------------------------------------------------------------
 
 def save(path, thing):
-    """Write a figure (.png), a model with its flags (.pth), records (.jsonl) or a value (.json).
-
-    It is written to a temporary name, then moved into place: a file is whole or not there.
-    """
+    """Write a figure (.png), a model with its flags (.pth), records (.jsonl) or a value (.json)."""
     content = io.BytesIO()
     if path.suffix == ".png":
         thing.savefig(content, format="png", dpi=200)
@@ -42,113 +38,105 @@ def save(path, thing):
         content.write((json.dumps(thing, indent=1) + "\n").encode())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary.write_bytes(content.getvalue())
+    os.replace(temporary, path)  # moved into place: a file is whole or not there
 
-def write_data(problem, records, args, flags):
-    """Write {name: records} as <name>.jsonl, after a settings.json with the flags that made them.
-
-    UserError if there are data without settings.json: they are the user's own.
-    """
-    folder = Path(args.data_dir, problem)
+def write_data(folder, records, settings):
+    """Write {name: records} as <name>.jsonl, after a settings.json that tells they are ours."""
     if any(folder.rglob("*.json*")) and not (folder / "settings.json").exists():
         raise UserError(f"{folder} holds data of your own, which stay; type another --data-dir")
     for old in folder.rglob("*.jsonl"):
         old.unlink()
-    save(folder / "settings.json", {name: getattr(args, name) for name in flags})
+    save(folder / "settings.json", settings)
     for name, rows in records.items():
         save(folder / f"{name}.jsonl", rows)
-    print(f"data: wrote {folder}", file=sys.stderr)
 
 def read_data(problem, names, args, flags, make, read):
     """Return {name: [read(record), ...]} of <name>.jsonl, or of the array in <name>.json.
 
-    make(args) writes them if there are none. UserError if they were made with other flags, if a
-    file is missing, or if read() raises for a record.
+    make(args), {name: records}, is written first if there are none, or with --mode gendata.
     """
     folder = Path(args.data_dir, problem)
-    if not any(folder.rglob("*.json*")):
-        make(args)
+    if args.mode == "gendata" or not any(folder.rglob("*.json*")):
+        write_data(folder, make(args), vars(args))
     if (folder / "settings.json").exists():
         made = json.loads((folder / "settings.json").read_text())
-        other = [f"{name} {made.get(name)}" for name in flags if made.get(name) != getattr(args, name)]
+        other = [f"{flag} {made.get(flag)}" for flag in flags if made.get(flag) != vars(args)[flag]]
         if other:
             raise UserError(f"{folder} was made with {', '.join(other)}; type that, another "
-                            "--data-dir, or --mode gendata to make it with your flags")
-    data = {}
+                            "--data-dir, or --mode gendata to make it again")
+    data = {name: [] for name in names}
     for name in names:
-        lines, array = folder / f"{name}.jsonl", folder / f"{name}.json"
-        path = lines if lines.exists() else array
-        if not path.exists():
-            raise UserError(f"{lines} is missing; put it there, or type --mode gendata")
-        text = path.read_text()
-        data[name] = []
         try:
-            for record in map(json.loads, text.splitlines()) if path is lines else json.loads(text):
+            if (folder / f"{name}.json").exists():
+                records = json.loads((folder / f"{name}.json").read_text())
+            else:
+                records = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+            for record in records:
                 data[name].append(read(record))
-            if not data[name]:
-                raise ValueError("there is none")
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename} is missing; type --mode gendata") from None
         except (ValueError, TypeError, LookupError) as error:
-            raise UserError(f"{path}, record {len(data[name]) + 1}: {error}; fix it, or type another "
-                            "--data-dir") from None
+            place = f"{folder / name}, record {len(data[name]) + 1}"
+            raise UserError(f"{place}: {error}; mend it or type another --data-dir") from None
     return data
 
-# ---- Models on disk ------------------------------------------------------------------------------
+# ---- Models --------------------------------------------------------------------------------------
+
+def load_model(path, parser, build):
+    """Return build(args) with the weights in a file. Flags that it lacks have their defaults."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    args = parser.parse_args([])
+    vars(args).update(saved["args"], device="cpu")
+    model = build(args)
+    model.load_state_dict(saved["weights"])
+    return model.eval()
 
 def each_seed(args):
-    """A copy of args per model seed, with the file of its model: best_model.pth, seeds/2.pth, ..."""
-    copies = []
+    """Copies of args, one per model seed, with the file of its model."""
     for seed in range(args.model_seed, args.model_seed + args.model_seeds):
         file = "best_model.pth" if seed == args.model_seed else f"seeds/{seed}.pth"
-        copies.append(argparse.Namespace(**vars(args) | {"model_seed": seed, "file": file}))
-    return copies
+        yield argparse.Namespace(**vars(args) | {"model_seed": seed, "file": file})
 
 def find_model(args, parser, load):
     """Return the model on disk that agrees with every flag that was typed, or None.
 
     A flag counts as typed if it differs from its default. In all others args follow the model.
     """
-    tops = [Path(args.out_dir)] + [REFERENCE] * (args.out_dir == parser.get_default("out_dir"))
-    for top in tops:
-        for file in dict.fromkeys([args.file, f"seeds/{args.model_seed}.pth"]):
-            path = top / args.folder / file
-            if not path.exists():
-                continue
-            name = str(path).removeprefix(f"{HERE}{os.sep}")
-            try:
-                model = load(path)
-            except Exception:  # torch raises a dozen kinds for a file that is not a model
-                print(f"model: {name} is none of this script: passed over", file=sys.stderr)
-                continue
-            other = []
-            for flag in vars(args).keys() - NOT_OF_A_MODEL:
-                found, typed = getattr(model.args, flag), getattr(args, flag)
-                if typed not in (found, parser.get_default(flag)):
-                    other.append(f"{flag} {found}")
-            if other:
-                print(f"model: {name} has {', '.join(other)}: passed over", file=sys.stderr)
-                continue
-            print(f"model: {name}", file=sys.stderr)
+    default = parser.get_default
+    typed = {}
+    for flag in vars(args).keys() - NOT_OF_A_MODEL:
+        if getattr(args, flag) != default(flag):
+            typed[flag] = getattr(args, flag)
+    tops = [Path(args.out_dir)] + [HERE / "out/reference"] * (args.out_dir == default("out_dir"))
+    files = dict.fromkeys([args.file, f"seeds/{args.model_seed}.pth"])
+    for path in [top / args.folder / file for top in tops for file in files]:
+        if not path.exists():
+            continue
+        try:
+            model = load(path)
+            found = {flag: getattr(model.args, flag) for flag in typed}
+        except Exception:  # torch raises a dozen kinds for a file that is not a model
+            found = "no model of this script"
+        name = path.relative_to(HERE) if HERE in path.parents else path
+        print(f"model: {name}" + f" passed over: {found}" * (found != typed), file=sys.stderr)
+        if found == typed:
             for flag in vars(args).keys() & NOT_OF_A_MODEL:
                 setattr(model.args, flag, getattr(args, flag))
             return model.to(args.device)
     return None
 
 def find_models(jobs, parser, load, train=None):
-    """Return the models of jobs (each the flags of one) from disk; train() those that are missing.
-
-    Without train() a missing one is a UserError.
-    """
+    """Return {folder: models, one per seed} of jobs, from disk; train() those that are missing."""
     models = [find_model(args, parser, load) for args in jobs]
     missing = [args for args, model in zip(jobs, models) if model is None]
     if missing and not train:
         raise UserError("no model on disk has these flags; type --mode train with them first")
     side_by_side(train, missing)
-    trained = [find_model(args, parser, load) for args in missing]
-    return [model or trained.pop(0) for model in models]
+    groups = {}
+    for args, model in zip(jobs, models):
+        groups.setdefault(args.folder, []).append(model or find_model(args, parser, load))
+    return groups
 
 def side_by_side(function, jobs):
     """Call function(job) for each of the jobs, one process per core."""
@@ -177,36 +165,30 @@ def subplots(rows=1, columns=1, height=3.5, **options):
     return fig, fig.subplots(rows, columns, **options)
 
 def save_log(model, results, guess, chance):
-    """Write training_log.json and training_curves.png of the first of several model seeds.
-
-    guess is the loss of guessing, chance its accuracy; results has "history" and "test".
-    """
-    args, history = model.args, results["history"]
-    if args.file != "best_model.pth":
+    """Write training_log.json and training_curves.png; guess is the loss of guessing."""
+    out = Path(model.args.out_dir, model.args.folder)
+    if model.args.file != "best_model.pth":
         return
     machine = {"torch": str(torch.__version__), "platform": platform.platform()}
     n_params = sum(p.numel() for p in model.parameters())
-    log = {"args": vars(args), "n_params": n_params, "machine": machine, **results}
-    save(Path(args.out_dir, args.folder, "training_log.json"), log)
-    steps = [row["step"] for row in history]
+    log = {"args": vars(model.args), "n_params": n_params, "machine": machine}
+    save(out / "training_log.json", log | results)
+    curves = {name: [row[name] for row in results["history"]] for name in results["history"][0]}
     fig, (left, right) = subplots(1, 2, height=3)
-    fig.suptitle(f"{100 * results['test']['accuracy']:.1f}% right on the test set")
-    left.plot(steps, [row["train_loss"] for row in history], label="training")
-    left.plot(steps, [row["val_loss"] for row in history], "--", label="validation")
-    left.axhline(guess, color="black", linestyle=":", label=f"guessing, {guess:.2f}")
+    left.plot(curves["step"], curves["train_loss"], label="training")
+    left.plot(curves["step"], curves["val_loss"], "--", label="validation")
+    left.axhline(guess, color="black", linestyle=":", label="guessing")
     left.set(xlabel="training step", ylabel="cross-entropy (nats)", yscale="log")
-    right.plot(steps, [100 * row["val_accuracy"] for row in history], ".-", label="validation")
-    right.axhline(chance, color="black", linestyle=":", label="chance")
-    right.set(xlabel="training step", ylabel="accuracy (%)", ylim=(-3, 103))
     left.legend()
-    right.legend()
-    save(Path(args.out_dir, args.folder, "training_curves.png"), fig)
+    right.plot(curves["step"], [100 * x for x in curves["val_accuracy"]], ".-")
+    right.axhline(chance, color="black", linestyle=":")
+    right.set(xlabel="training step", ylabel="validation accuracy (%)", ylim=(-3, 103))
+    save(out / "training_curves.png", fig)
 
 # ---- Flags ---------------------------------------------------------------------------------------
 
 class Parser(argparse.ArgumentParser):
     """argparse, except that a wrong flag is one sentence."""
-
     def error(self, message):
         raise UserError(f"{message}; --help lists the flags")
 
@@ -218,7 +200,8 @@ def positive(text):
 
 def parser(title, modes, **defaults):
     """Return a parser with the flags that both scripts have."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    devices = ["cpu", *(name for name in present if present[name])]
     parser = Parser(description=title, allow_abbrev=False,
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     flag = parser.add_argument
@@ -237,13 +220,9 @@ def parser(title, modes, **defaults):
     flag("--steps", type=positive, help="training steps, one batch each")
     flag("--batch-size", type=positive, help="examples per batch")
     flag("--lr", type=float, help="highest learning rate")
-    flag("--warmup", type=positive, help="steps until it is reached")
-    flag("--weight-decay", type=float, help="of matrices")
-    flag("--eval-every", type=positive, help="steps between two validations")
     flag("--data-dir", default="data", help="where the data are")
     flag("--out-dir", default="out", help="where the results go")
-    flag("--device", choices=["cpu"] + ["cuda"] * cuda + ["mps"] * mps,
-         default="cuda" if cuda else "cpu", help="where to compute")
+    flag("--device", choices=devices, default="cpu", help="where to compute")
     parser.set_defaults(file="best_model.pth", **defaults)
     return parser
 
@@ -256,8 +235,7 @@ def prepare(mode):
     if mode != "infer":
         import matplotlib
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.size": 9, "axes.titlesize": 9.5, "image.cmap": "Blues",
-                                    "axes.spines.top": False, "axes.spines.right": False})
+        matplotlib.rcParams.update({"font.size": 9, "image.cmap": "Blues"})
 
 def run(main, parser):
     """Call main(args). What the user can put right ends in one sentence and exit code 2."""

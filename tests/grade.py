@@ -1,8 +1,8 @@
 """Is a student's attention right, and if not, what is wrong?    python -m tests.grade student.py
 
 scaled_dot_product_attention(q, k, v, mask=None), q (B, n_head, T, d_head), is compared with that of
-PyTorch, MultiHeadAttention(d_model, n_head) tested by what holds for any weights. Exit status 0:
-nothing is wrong, 1: something is, 2: the file cannot be tested. It runs the file: know its author.
+PyTorch. MultiHeadAttention(d_model, n_head) is tested by what holds for any weights; its scale does
+not show. Exit status 0: all is right, 1: not all, 2: not testable. Grade only code you would run.
 """
 import argparse
 import contextlib
@@ -48,13 +48,13 @@ def check_mask(function, x, right, faults):
     for line, mask in FORMS.items():
         for shape in [(T, T), (B, T, T)]:
             with contextlib.suppress(Exception):  # it may expect another form
-                output = attend(function, x, mask.expand(shape))
+                output = attend(function, x, mask.expand(shape).clone())
                 if close(output, right):
                     return line
                 outputs.append(output)
     if not outputs:
         attend(function, x, CAUSAL)  # it takes no form: let its error be printed
-    return check("mask", False, "it leaks; fill with -infinity before the softmax", outputs, faults)
+    return check("mask", False, "it leaks; set scores to -infinity before softmax", outputs, faults)
 
 
 def check_function(function):
@@ -65,7 +65,7 @@ def check_function(function):
     q, k, v = x, x.roll(1, dims=-1), x.roll(2, dims=-1)
     scores = q @ k.transpose(-2, -1) / D**0.5
     right = attention(q, k, v)
-    yield check("output", close(output, right), "it is not PyTorch's", [output], {
+    yield check("output", close(output, right), "it differs from PyTorch's output", [output], {
         "the scores are not scaled; divide them by sqrt(d_head)": attention(q, k, v, scale=1),
         "the scores are divided by d_head, not by sqrt(d_head)": attention(q, k, v, scale=1 / D),
         "scores are divided by sqrt(d_model), not sqrt(d_head)": attention(q, k, v, scale=C**-0.5),
@@ -87,23 +87,23 @@ def check_module(kind):
     x = torch.randn(B, T, C)
     output = attend(forward, x)
     yield check("output shape", output.shape == x.shape, f"it is {output.shape}, not {x.shape}")
-    yield check("examples", close(attend(forward, x[:1]), output[:1]), "a batch mixes them up")
-    blind = close(attend(forward, x[:, :-1])[:, 0], output[:, 0])  # the first misses the last
+    yield check("examples", close(attend(forward, x[:1]), output[:1]), "each sees the whole batch")
+    blind = close(attend(forward, x[:, :-1])[:, 0], output[:, 0])  # token 0 does not see the last
     swapped = attend(forward, x[:, [0, 1, 2, 4, 3]])
     words = "cut them by view(B, T, n_head, d_head), then transpose(1, 2)"
-    if not blind and close(swapped[:, 0], output[:, 0]):
+    if not blind and close(swapped[:, 0], output[:, 0]):  # the keys are cut right
         words = "join them by transpose(1, 2), then reshape(B, T, d_model)"
     yield check("heads", not blind and close(swapped, output[:, [0, 1, 2, 4, 3]]), words)
-    shorter = [attend(forward, x[:, :i + 1])[:, -1] for i in range(T)]
+    shorter = [attend(forward, x[:, :i + 1])[:, -1] for i in range(T)]  # without hidden tokens
     yield check_mask(forward, x, torch.stack(shorter, dim=1), {"it is ignored": output})
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Find the faults in a student's attention.")
+    parser = argparse.ArgumentParser("python -m tests.grade", description="Find a student's faults")
     parser.add_argument("file", help="the student's Python file")
     path = parser.parse_args().file
     try:
-        student = runpy.run_path(path, run_name="student")  # not "__main__"
+        student = runpy.run_path(path, run_name="student")  # not __main__: its main is not run
     except (Exception, SystemExit) as error:
         parser.exit(2, f"{path} cannot be loaded: {type(error).__name__}: {error}\n")
     parts = {"scaled_dot_product_attention": check_function, "MultiHeadAttention": check_module}
@@ -120,7 +120,7 @@ def main():
                 if line.startswith("WRONG"):
                     status = 1
                     break  # the checks that follow rely on this one
-        except Exception as error:
+        except Exception as error:  # the student's code may raise anything
             print(f"WRONG: it raises {type(error).__name__}: {error}")
             status = 1
     parser.exit(status)

@@ -9,16 +9,14 @@ from unittest import mock
 from tests import grade
 
 FUNCTION = """
-import torch
-def scaled_dot_product_attention(q, k, v, mask=None):
+def scaled_dot_product_attention(q, k, v, mask=None, causal=False):
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(mask == 0, -torch.inf)
     weights = torch.softmax(scores, dim=-1)
-    return weights @ v, weights
+    return weights @ v
 """
 MODULE = """
-import torch
 class MultiHeadAttention(torch.nn.Module):
     def __init__(self, d_model, n_head):
         super().__init__()
@@ -31,42 +29,39 @@ class MultiHeadAttention(torch.nn.Module):
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         if mask is not None:
             scores = scores.masked_fill(mask == 0, -1e9)
-        heads = torch.softmax(scores, dim=-1) @ v
+        heads = torch.dropout(torch.softmax(scores, dim=-1), 0.5, self.training) @ v
         return heads.transpose(1, 2).reshape(B, T, C)
 """
 SCALE = " / q.shape[-1] ** 0.5"
 FILL = "scores.masked_fill(mask == 0, -torch.inf)"
-SPLIT = "view(B, T, self.n_head, -1).transpose(1, 2)"
-INPUTS = "query, key, value, mask=None):"
 
-# Correct code: the code, what to replace, by what, the line about its mask.
+# Code, what to replace in it, by what, and the last line: about the mask, or about the fault.
 RIGHT = [
     (FUNCTION, "", "", "ok     mask, True where a query may attend"),
-    (FUNCTION, ", weights\n", "\n", "ok     mask, True where a query may attend"),
     (FUNCTION, FILL, "scores - 1e9 * (1 - mask)", "ok     mask, 1 where a query may attend.*"),
     (FUNCTION, "mask == 0", "mask", "note   mask, True where a key is hidden; .*"),
     (FUNCTION, FILL, "scores + mask", "note   mask, added to the scores; .*"),
     (MODULE, "mask == 0", "mask.unsqueeze(1) == 0", "ok     mask, True where .* may attend"),
-    (MODULE, INPUTS, "query, mask):\n        key = value = query", "ok     mask.*"),
-    ("from torch.nn.functional import scaled_dot_product_attention" + MODULE, "", "", "ok     mask.*"),
+    (MODULE, "key, value, mask=None):", "mask):\n        key = value = query", "ok .*"),
+    ("from torch.nn.functional import scaled_dot_product_attention" + MODULE, "", "", "ok .*"),
 ]
-# Code with one fault: the code, what to replace, by what, the line that names the fault.
 WRONG = [
     (FUNCTION, SCALE, "", "output: the scores are not scaled; .*"),
     (FUNCTION, SCALE, " / q.shape[-1]", "output: the scores are divided by d_head, .*"),
     (FUNCTION, SCALE, " / 24 ** 0.5", "output: scores are divided by sqrt.d_model.*"),
     (FUNCTION, "dim=-1", "dim=-2", "output: the softmax runs over the queries, .*"),
     (FUNCTION, "dim=-1", "dim=1", "output: the softmax runs over the heads, .*"),
-    (FUNCTION, "@ v,", "@ k,", "output: it is not PyTorch's"),
-    (FUNCTION, "weights @ v, weights", "weights, weights @ v", "output shape: .*; return .*"),
+    (FUNCTION, "@ v", "@ k", "output: it differs from PyTorch's output"),
+    (FUNCTION, "weights @ v", "weights, weights @ v", "output shape: .*; return .*"),
     (FUNCTION, "weights @ v", "weights.detach() @ v", "gradient: .*"),
     (FUNCTION, "weights @ v", "(weights @ v).data", "gradient: .*"),
     (FUNCTION, "is not None", "is 0", "mask: it is ignored"),
     (FUNCTION, "-torch.inf", "0", "mask: hidden scores are set to 0; .*"),
     (FUNCTION, FILL, "scores\n        return scores.softmax(-1) * mask @ v", "mask: it comes .*"),
     (FUNCTION, FILL, "score", "it raises NameError: name 'score' is not defined"),
-    (MODULE, SPLIT, "view(B, self.n_head, T, -1)", "heads: cut them .*"),
-    (MODULE, SPLIT, "view(B, T, self.n_head, -1)", "heads: cut them .*"),
+    (MODULE, "T, self.n_head, -1).transpose(1, 2)", "self.n_head, T, -1)", "heads: cut them .*"),
+    (MODULE, "-1).transpose(1, 2)", "-1)", "heads: cut them .*"),
+    (MODULE, ".transpose(1, 2)", "", "heads: cut them .*"),
     (MODULE, "heads.transpose(1, 2)", "heads", "heads: join them .*"),
     (MODULE, "is not None", "is 0", "mask: it is ignored"),
     (MODULE, "-1e9", "0", "mask: it leaks; .*"),
@@ -87,20 +82,19 @@ class Grade(unittest.TestCase):
         self.assertIn(old, code)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "student.py")
-            path.write_text(code.replace(old, new) if old else code)
+            path.write_text("import torch\n" + (code.replace(old, new) if old else code))
             return self.grade(path)
 
-    def test_parts(self):
+    def test_one_part(self):
         for cases, start, expected in [(RIGHT, "", 0), (WRONG, "WRONG: ", 1)]:
             for code, old, new, line in cases:
                 status, output, _ = self.grade_code(code, old, new)
                 self.assertRegex(output, rf"\A\w+:\n(ok .*\n)*{start}{line}\n\Z", new)
                 self.assertEqual(status, expected)
 
-    def test_file(self):
-        """A fault in one part does not hide the other. Main is not run."""
+    def test_both_parts_but_no_main(self):
         code = FUNCTION + MODULE + "if __name__ == '__main__':\n    1 / 0\n"
-        status, output, _ = self.grade_code(code, "@ v,", "@ k,")
+        status, output, _ = self.grade_code(code, "weights @ v", "weights @ k")
         self.assertEqual((status, output.count("WRONG"), output.count("ok ")), (1, 1, 5), output)
 
     def test_files_that_cannot_be_tested(self):
