@@ -10,11 +10,12 @@ look inside: what does each attention head read, which heads can be removed, whi
   python attention_addition.py --mode train --steps 500  a shorter training, into out/addition
   python attention_addition.py --mode analyze 582+417    draw all heads on this problem
 
-Comments give the shape of each tensor: B problems in a batch or N in all, n digits in a number,
-C = d_model; in attention T queries, S keys, and d_head channels of a head. Left out on purpose:
-dropout, label smoothing, beam search, a cache of keys and values.
+Comments give tensor shapes: B problems in a batch or N in all, n digits in a number, C = d_model;
+in attention T queries, S keys, and d_head channels of a head. Left out on purpose: dropout, label
+smoothing, beam search, a cache of keys and values.
 """
 import copy
+import itertools
 import math
 import random
 import re
@@ -39,7 +40,6 @@ from common import UserError
 
 PLUS = 10
 START = 11
-N_TOKENS = 12
 PLACES = ["units", "tens", "hundreds", "thousands"] + [f"10^{k}" for k in range(4, 16)]
 
 def to_digits(numbers, width):
@@ -55,15 +55,13 @@ def tokenize(problems, args):
     source = torch.cat([to_digits(a, n), plus, to_digits(b, n)], dim=1)
     return source.to(args.device), to_digits(a + b, n + 1).to(args.device)
 
-# a+b and b+a count as one problem, and each is drawn at most once. With one in training and the
-# other in the test set, the test would be easier than it looks.
+# a+b and b+a count as one problem, and each is drawn at most once. Otherwise the test would be
+# easier than it looks.
 #
 # A column that sums to ten or more starts a carry. One that sums to nine passes on a carry that
 # arrives: 347+652 is 0999, but 348+652 is 1000. Such carry chains are the hard cases, and rare in
 # random problems. So in half of the training problems (--carry-chains) most columns are changed to
-# sum to nine or ten. Validation and test problems stay random.
-
-DATA_FLAGS = ["seed", "num_digits", "carry_chains", "n_train", "n_val", "n_test"]
+# sum to nine or ten.
 
 def add_carry_chain(a, b, num_digits, rng):
     """Replace each digit of b, with probability 0.7, so that the column sums to 9 or 10."""
@@ -107,27 +105,25 @@ def make_data(args):
 def load_data(args):
     """Return {split: problems (N, 2)} from the data files, which are made if there are none."""
     n = args.num_digits
-
     def read(record):
         a = int("".join(map(str, record["input"][:n])))
         b = int("".join(map(str, record["input"][n + 1:])))
         if to_record(a, b, n) != {"input": record["input"], "target": record["target"]}:
             raise ValueError(f"expected the tokens of two numbers of {n} digits and of their sum")
         return a, b
-
-    data = common.read_data("addition", ["train", "val", "test"], args, DATA_FLAGS, make_data, read)
+    flags = ["seed", "num_digits", "carry_chains", "n_train", "n_val", "n_test"]
+    data = common.read_data("addition", ["train", "val", "test"], args, flags, make_data, read)
     return {split: torch.tensor(problems) for split, problems in data.items()}
 
 # ---- 2. Attention, in four steps -----------------------------------------------------------------
 # Each token becomes a vector of C numbers: its embedding plus a vector for its position. Block by
-# block this vector is changed; it is called the hidden state of the token. Three learned matrices
-# make of it a query q (what the token looks for), a key k (what it is found by) and a value v (what
-# it passes on).
+# block this vector, the hidden state of the token, is changed. Three learned matrices make of it a
+# query q (what the token looks for), a key k (what it is found by) and a value v (what it passes
+# on).
 #
-# Step 1, one query: a soft dictionary look-up. A dictionary compares a query with its keys and
-# returns the value of the key that matches. Attention compares the query with all S keys by dot
-# products, turns these scores into weights that sum to 1, and returns the weighted mean of all
-# values. Every part of this is differentiable.
+# Step 1, one query: a soft dictionary look-up. A dictionary returns the value of the key that
+# matches a query. Attention compares the query with all S keys by dot products, turns these scores
+# into weights that sum to 1, and returns the weighted mean of all values, which is differentiable.
 #
 #     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,)
 #     output = weights v                   v (S, d_v) -> (d_v,)
@@ -138,9 +134,9 @@ def load_data(args):
 # whole correct answer at once. Without a mask, a position could read the digit that it predicts.
 #
 # Step 4, several heads: one softmax gives each query one set of weights. A digit of the sum needs
-# several things at once: the two digits of its column, and whether the columns to the right carry.
-# So q, k and v are cut into n_head parts of d_head = C / n_head channels. Each part (head) has its
-# own weights. The outputs are concatenated, and a fourth matrix mixes them.
+# several things at once: both digits of its column, and whether the columns to the right carry. So
+# q, k and v are cut into n_head parts of d_head = C / n_head channels. Each part (head) has its own
+# weights. The outputs are concatenated, and a fourth matrix mixes them.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
     """Steps 1 to 3: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, section 3.2.1).
@@ -160,8 +156,8 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     first value and 1/4 of the second.
     """
     # If the d entries of q and k are independent with mean 0 and variance 1, their dot product has
-    # variance d. Divided by sqrt(d) it has variance 1 for every d, so the softmax starts neither
-    # flat nor stuck on one key.
+    # variance d. Divided by sqrt(d) it has variance 1, so the softmax starts neither flat nor stuck
+    # on one key, whatever d is.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
@@ -174,8 +170,8 @@ def scaled_dot_product_attention(q, k, v, mask=None):
 class MultiHeadAttention(nn.Module):
     """Step 4: n_head attentions side by side (Vaswani et al. 2017, section 3.2.2).
 
-    The queries come from x (B, T, C), the keys and values from memory (B, S, C). In self-attention
-    both are the same tensor. In cross-attention memory is the output of the encoder.
+    The queries come from x (B, T, C), the keys and values from memory (B, S, C): in self-attention
+    the same tensor, in cross-attention the output of the encoder.
     """
     def __init__(self, d_model, n_head):
         super().__init__()
@@ -184,9 +180,8 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # The argument for sqrt(d) assumes that q and k have variance 1. With the weights that
-        # nn.Linear draws they have 1/3, and every head attends nearly evenly at first. With doubled
-        # weights they have 4/3.
+        # The argument for sqrt(d) assumes a variance of 1. With the weights that nn.Linear draws, q
+        # and k have 1/3, and every head attends nearly evenly at first. Doubled they have 4/3.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
@@ -219,9 +214,9 @@ class MultiHeadAttention(nn.Module):
 # connection), so it only has to learn a change. Hence x is also called the residual stream.
 #
 # Each sublayer reads a normalised copy of x (pre-norm). The original transformer normalises the sum
-# instead (post-norm). There the gradient must pass every later LayerNorm on its way back. With
-# pre-norm it has a path of plain additions, which makes training more stable (Xiong et al. 2020).
-# But the sum grows from sublayer to sublayer, so encoder and decoder each end with a norm.
+# (post-norm), and the gradient must pass every later norm on its way back. With pre-norm it has a
+# path of plain additions, so training is more stable (Xiong et al. 2020). But the sum grows from
+# sublayer to sublayer, so encoder and decoder each end with a norm.
 
 class Block(nn.Module):
     """Self-attention, in the decoder cross-attention too, then a feed-forward network."""
@@ -250,7 +245,7 @@ class Adder(nn.Module):
     def __init__(self, args):
         super().__init__()
         self.args = args
-        self.token_embedding = nn.Embedding(N_TOKENS, args.d_model)
+        self.token_embedding = nn.Embedding(START + 1, args.d_model)
         # Attention ignores the order of its keys, so each position has a learned vector.
         self.source_position = nn.Embedding(2 * args.num_digits + 1, args.d_model)
         self.target_position = nn.Embedding(args.num_digits + 1, args.d_model)
@@ -286,10 +281,9 @@ class Adder(nn.Module):
 
 # ---- 4. Scoring ----------------------------------------------------------------------------------
 # An answer counts as right only if all of its digits are (exact match). In greedy decoding the
-# model reads the digits that it has generated itself. With teacher forcing it reads the correct
-# ones. Exact match is the same for both: as long as all digits are correct, both read the same
-# input, so they make their first mistake at the same digit. Hence one teacher-forced pass tells
-# whether an answer is right.
+# model reads the digits that it has generated itself, with teacher forcing the correct ones. Exact
+# match is the same for both: as long as all digits are correct, both read the same input, so they
+# make their first mistake at the same digit. Hence one teacher-forced pass decides exact match.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -330,10 +324,10 @@ def count_wrong(model):
 
 # ---- 5. Training ---------------------------------------------------------------------------------
 # The loss is the cross-entropy of the correct digits, all predicted at once by teacher forcing.
-# Data augmentation: each problem is shown as a+b or as b+a at random. AdamW divides a running mean
-# of the gradients by their usual size. Both rest on few gradients at first, so the learning rate
-# rises in a warm-up. At the end it falls to 0, for at the full rate each step moves the weights too
-# far for the last errors to disappear. The weights best in validation are kept.
+# Problems are shown as a+b or as b+a at random (data augmentation). AdamW divides a running mean of
+# the gradients by their usual size. Both rest on few gradients at first, so the learning rate rises
+# in a warm-up. Then it falls to 0: at the full rate the last errors do not disappear. The weights
+# best in validation are kept.
 #
 # 2,000 test problems can miss an error rate of one in a thousand: a model that has it is right on
 # all of them with probability 0.999^2000 = 14%. So at the end all problems are tested.
@@ -380,7 +374,8 @@ def train(args):
                 raise UserError(f"the loss is not finite at step {step}; type a smaller --lr")
             row = {"step": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr,
                    "val_accuracy": val_accuracy, "seconds": time.time() - began}
-            print(f"{name} | " + " | ".join(f"{key} {x:.4g}" for key, x in row.items()), file=sys.stderr)
+            values = " | ".join(f"{key} {x:.4g}" for key, x in row.items())
+            print(f"{name} | {values}", file=sys.stderr)
             history.append(row)
             if (val_accuracy, -val_loss) > best:
                 best = (val_accuracy, -val_loss)
@@ -392,17 +387,16 @@ def train(args):
     results = {"history": history, "test": {"n": len(data["test"]), "accuracy": accuracy}}
     print(f"{name}: {100 * accuracy:.2f}% of {len(data['test']):,} test problems right")
     if args.num_digits <= 3:
-        began = time.time()
         wrong, n = count_wrong(model)
-        results["exhaustive"] = {"n": n, "errors": wrong, "seconds": time.time() - began}
+        results["exhaustive"] = {"n": n, "errors": wrong}
         print(f"{name}: {wrong:,} of all {n:,} problems wrong")
-    common.save_log(model, results, guess=math.log(10), chance=0)
+    common.save_log(model, results, guess=math.log(10))
 
 # ---- 6. Looking inside ---------------------------------------------------------------------------
 # Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of the decoder)
 # and cross.L0.H1. One function runs the model and returns what every head attends to and puts out.
-# It can also put something else in the place of a head's output. Everything that follows is then
-# computed anew. So one idea has three uses:
+# It can also replace a head's output. Everything that follows is then computed anew. So one idea
+# has three uses:
 #
 #     zero ablation         run(model, problems, {"cross.L0.H1": 0})
 #     mean ablation         run(model, problems, {"cross.L0.H1": its mean output})
@@ -421,11 +415,14 @@ def run(model, problems, replace={}):
     for head, output in replace.items():
         name, h = head.split(".H")
         attentions[name].replace[int(h)] = output
-    predictions = model(*tokenize(problems, model.args)).argmax(dim=-1)
+    try:
+        predictions = model(*tokenize(problems, model.args)).argmax(dim=-1)
+    finally:
+        for attention in attentions.values():
+            attention.replace = {}
     weights = {}
     outputs = {}
     for name, attention in attentions.items():
-        attention.replace = {}
         for h in range(attention.n_head):
             weights[f"{name}.H{h}"] = attention.weights[:, h]
             outputs[f"{name}.H{h}"] = attention.outputs[:, h]
@@ -445,22 +442,21 @@ def attention_of(model, problems):
 #
 # A query of the encoder is a token of the problem, one of the decoder is named by the digit that it
 # predicts. Hypothesis: since a column needs the carry from the column to its right, some head
-# attends from the tens to the units digits, and from the hundreds to the tens digits. Refuted if no
+# attends from the tens to the units digits and from the hundreds to the tens digits. Refuted if no
 # head does both with most of its weight. Result: every training had such a head, and one that joins
-# the two digits of a column. But attention weights show where a head reads, not that the model
-# needs it. That is tested in 6b and 6c.
+# the digits of a column. But weights show what a head reads, not that the model needs it.
 
 EXAMPLES = [(241, 536), (347, 128), (347, 159), (199, 801), (999, 999)]  # from no carry to three
 
 def draw_attention(weights, source, target, title):
-    """Draw a heatmap per head, a row per attention: weights {head: (T, S)}, names of the tokens."""
+    """Draw a heatmap per head: weights {head: (T, S)}, names of the source and target tokens."""
     n_rows = len({head.split(".H")[0] for head in weights})
     fig, axes = common.subplots(n_rows, len(weights) // n_rows, 1.8 * n_rows + 0.5, squeeze=False)
     fig.suptitle(title)
     for ax, (head, grid) in zip(axes.flat, weights.items()):
         queries = source if head.startswith("enc") else target
         keys = ["start", *target[:-1]] if head.startswith("dec") else source
-        image = ax.imshow(grid, vmin=0, vmax=1, aspect="auto")
+        image = ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         ax.set_xticks(range(len(keys)), keys)
         ax.set_yticks(range(len(queries)), queries)
         ax.set(title=head, xlabel="key", ylabel="query" if queries is source else "query predicts")
@@ -473,20 +469,18 @@ def draw_examples(model, problems, args):
         weights = {head: grid[0].cpu() for head, grid in attention_of(model, [(a, b)]).items()}
         answer = f"{a + b:0{model.args.num_digits + 1}}"
         fig = draw_attention(weights, [*f"{a}+{b}"], [*answer], f"{a}+{b}={answer}")
-        path = Path(args.out_dir, "addition", "attention_patterns", f"example_{a}+{b}.png")
-        common.save(path, fig)
-        print(path)
+        common.save(Path(args.out_dir, f"addition/attention_patterns/example_{a}+{b}.png"), fig)
 
 # 6b. Which heads are needed?
 #
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zeros remove all of
-# it. Its mean over problems, for each token, keeps what is the same for every problem (it acts like
-# a bias) and removes only what depends on the problem.
+# it. Its mean over problems, for each token, keeps what is the same for all (it acts like a bias)
+# and removes only what depends on the problem.
 #
 # Pruning. Hypothesis: heads that can each be removed (set to 0) for one point of accuracy cannot be
-# removed together, because one stands in for another. Refuted if all of them together cost at most
-# one point. Result: refuted in every training. About half of the heads are spare. We also remove
-# heads one after another, each time the one that costs least on validation problems.
+# removed together, because one stands in for another. Refuted if all together cost at most a point.
+# Result: refuted in every training; about half of the heads are spare. We also remove heads one
+# after another, each time the one that costs least on validation problems.
 
 def ablate(model, data):
     """The accuracy on test problems without each head, and the heads ranked by it."""
@@ -532,8 +526,8 @@ def draw_ablation(table):
 # 6c. Which heads move the carry?
 #
 # The causal test is activation patching. Take two problems that differ in one column only, the
-# origin, which carries in one of them. The carry ends at another digit of the sum, the destination,
-# whose column must not sum to nine:
+# origin, which carries in one of them. The carry ends in another column, the destination, which
+# must not sum to nine:
 #
 #     units to tens        132+256=388    132+259=391    the tens digit changes from 8 to 9
 #     units to hundreds    142+256=398    142+259=401    the tens sum to nine and pass it on
@@ -541,12 +535,12 @@ def draw_ablation(table):
 # Run the model on one of them (clean) and on the other (corrupted). Repeat the clean run with the
 # outputs of some heads taken from the corrupted one. If the digit always flips to that of the other
 # problem, these heads are sufficient to move the carry. (The digits further left, which the decoder
-# is given, are the same in both.) Two rates are known beforehand and check the method. All of
-# cross-attention must flip every digit: through it alone the decoder knows the problem. Decoder
-# self-attention, if there is one layer, can flip none: it has seen only the digits further left.
+# reads, are the same in both.) Two rates check the method: all of cross-attention must flip every
+# digit, since through it alone the decoder knows the problem; decoder self-attention, with one
+# layer, can flip none, since it has seen only the digits further left.
 #
-# Hypothesis: one head moves the carry. Refuted on a route (from an origin to a destination) if no
-# head alone flips more than half of the digits. Result: supported, on every route and training.
+# Hypothesis: one head moves the carry. Refuted on a route (from origin to destination) if no head
+# alone flips more than half of the digits. Result: supported, on every route and training.
 
 def carry_pairs(destination, origin, num_digits, n_pairs):
     """Draw pairs of problems, clean and corrupted: two tensors (n_pairs, 2)."""
@@ -575,32 +569,26 @@ def carry_pairs(destination, origin, num_digits, n_pairs):
     odd = torch.arange(n_pairs)[:, None] % 2 == 1  # in half of the pairs the clean one has a carry
     return torch.where(odd, with_carry, without), torch.where(odd, without, with_carry)
 
-def flip_rates(model, destination, origin, n_pairs=1000):
-    """The fraction of pairs whose digit flips, of each head alone and of all in a stage."""
-    clean, corrupted = carry_pairs(destination, origin, model.args.num_digits, n_pairs)
-    place = model.args.num_digits - destination  # of the digit in the answer
-    _, target = tokenize(clean, model.args)
-    _, other_target = tokenize(corrupted, model.args)
-    before, _, _ = run(model, clean)
-    other, _, outputs = run(model, corrupted)
-    usable = ((before == target) & (other == other_target))[:, place]  # right without patching
-    groups = {head: [head] for head in outputs}
-    for stage in ("enc", "dec", "cross"):
-        groups[f"all of {stage}"] = [head for head in outputs if head.startswith(stage)]
-    rates = {}
-    for name, heads in groups.items():
-        after, _, _ = run(model, clean, {head: outputs[head] for head in heads})
-        flipped = usable & (after == other_target)[:, place]
-        rates[name] = flipped.sum().item() / max(1, usable.sum().item())
-    return rates
-
-def trace_carries(model):
-    """The flip rates on each route up to three columns long: {"units to tens": {head: rate}}."""
+def flip_rates(model, n_pairs=1000):
+    """The fraction of pairs whose digit flips: {"units to tens": {head or stage: fraction}}."""
+    n = model.args.num_digits
     routes = {}
-    for destination in range(1, model.args.num_digits + 1):
-        for origin in range(max(0, destination - 3), destination):
-            route = f"{PLACES[origin]} to {PLACES[destination]}"
-            routes[route] = flip_rates(model, destination, origin)
+    for origin, destination in itertools.combinations(range(n + 1), 2):
+        clean, corrupted = carry_pairs(destination, origin, n, n_pairs)
+        place = n - destination  # of the digit in the answer
+        _, target = tokenize(clean, model.args)
+        _, other_target = tokenize(corrupted, model.args)
+        before, _, _ = run(model, clean)
+        other, _, outputs = run(model, corrupted)
+        usable = ((before == target) & (other == other_target))[:, place]  # right without patching
+        groups = {head: [head] for head in outputs}
+        for stage in ("enc", "dec", "cross"):
+            groups[f"all of {stage}"] = [head for head in outputs if head.startswith(stage)]
+        rates = routes[f"{PLACES[origin]} to {PLACES[destination]}"] = {}
+        for name, heads in groups.items():
+            after, _, _ = run(model, clean, {head: outputs[head] for head in heads})
+            flipped = usable & (after == other_target)[:, place]
+            rates[name] = flipped.sum().item() / max(1, usable.sum().item())
     return routes
 
 def draw_carries(routes):
@@ -608,7 +596,7 @@ def draw_carries(routes):
     names = list(routes["units to tens"])
     fig, ax = common.subplots(height=1.2 + 0.22 * len(names))
     grid = [[rates[name] for rates in routes.values()] for name in names]
-    image = ax.imshow(grid, vmin=0, vmax=1, aspect="auto")
+    image = ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for i, row in enumerate(grid):
         for j, rate in enumerate(row):
             ax.text(j, i, f"{rate:.2f}", ha="center", va="center", color="w" if rate > 0.6 else "k")
@@ -626,25 +614,26 @@ def analyze(args):
     models = common.find_models(jobs, command_line(), load, train)["addition"]
     data = load_data(models[0].args)
     tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}}
-    for model in reversed(models):
+    for model in reversed(models):  # so that the first is left for the figures
         seed = model.args.model_seed
         weights = attention_of(model, data["test"])
-        attention = {head: w.mean(dim=0).tolist() for head, w in weights.items()}
+        attention = {head: w.double().mean(dim=0).tolist() for head, w in weights.items()}
         ablation = ablate(model, data)
         pruning = prune(model, data, ablation)
-        carry = trace_carries(model)
+        carry = flip_rates(model)
         for name, found in zip(tables, (attention, ablation, pruning, carry)):
             tables[name][seed] = found
-        print(f"model seed {seed}: {pruning['prunable']} of {len(weights)} heads can be removed; most "
-              f"carries to the tens are moved by {max(weights, key=carry['units to tens'].get)}")
+        moves = max(weights, key=carry["units to tens"].get)
+        print(f"model seed {seed}: {pruning['prunable']} of {len(weights)} heads can be removed; "
+              f"{moves} moves most carries from the units to the tens")
     out = Path(args.out_dir, "addition")
     for name, found in tables.items():
-        common.save(out / "head_analysis" / f"{name}.json", found)
-    common.save(out / "head_analysis" / "ablation.png", draw_ablation(ablation))
-    common.save(out / "head_analysis" / "carry.png", draw_carries(carry))
+        common.save(out / f"head_analysis/{name}.json", found)
+    common.save(out / "head_analysis/ablation.png", draw_ablation(ablation))
+    common.save(out / "head_analysis/carry.png", draw_carries(carry))
     names = [place[0].upper() for place in PLACES[:model.args.num_digits]][::-1]
     fig = draw_attention(attention, [*names, "+", *names], ["Th", *names], "Mean of test problems")
-    common.save(out / "attention_patterns" / "mean.png", fig)
+    common.save(out / "attention_patterns/mean.png", fig)
     if model.args.num_digits == 3:
         draw_examples(model, EXAMPLES, args)
 
@@ -655,29 +644,25 @@ def load(path):
 def ask(args):
     """Print the model's answer to each problem, or with --mode analyze draw all heads on it."""
     (model,) = common.find_models([args], command_line(), load)["addition"]
-    problems = []
+    n = model.args.num_digits
     for text in args.questions:
-        match = re.fullmatch(r"\s*([1-9][0-9]*)\s*\+\s*([1-9][0-9]*)\s*", text)
-        if not match or {len(match[1]), len(match[2])} != {model.args.num_digits}:
-            n = model.args.num_digits
+        match = re.fullmatch(rf"\s*([1-9][0-9]{{{n - 1}}})\s*\+\s*([1-9][0-9]{{{n - 1}}})\s*", text)
+        if not match:
             raise UserError(f"expected numbers of {n} digits, as in 347+159, found {text[:40]!r}")
-        problems.append((int(match[1]), int(match[2])))
-    if args.mode == "analyze":
-        draw_examples(model, problems, args)
-    else:
-        for (a, b), answer in zip(problems, solve(model, problems)):
-            print(f"{a}+{b}={answer}")
+        a, b = int(match[1]), int(match[2])
+        if args.mode == "analyze":
+            draw_examples(model, [(a, b)], args)
+        else:
+            print(f"{a}+{b}={solve(model, [(a, b)])[0]}")
 
 def command_line():
     """Declare the flags."""
-    modes = ["all", "gendata", "train", "analyze", "infer"]
-    parser = common.parser(__doc__.splitlines()[0], modes, folder="addition", d_model=64, d_ff=128,
-                           steps=2200, batch_size=64, lr=5e-3, warmup=50, weight_decay=0.3,
-                           eval_every=440)
-    parser.add_argument("--num-digits", type=int, choices=range(1, 16), default=3, metavar="N",
-                        help="digits of each number")
-    parser.add_argument("--carry-chains", type=float, default=0.5,
-                        help="fraction of training problems with columns that sum to 9 or 10")
+    parser = common.parser(__doc__.splitlines()[0], ["all", "gendata", "train", "analyze", "infer"],
+                           folder="addition", d_model=64, d_ff=128, steps=2200, batch_size=64,
+                           lr=5e-3, warmup=50, weight_decay=0.3, eval_every=440)
+    flag = parser.add_argument
+    flag("--num-digits", type=int, choices=range(1, 16), default=3, metavar="N", help="of a number")
+    flag("--carry-chains", type=float, default=0.5, help="fraction of training problems with them")
     return parser
 
 def main(args):

@@ -1,8 +1,6 @@
-"""What both scripts share and no lesson needs: files, models on disk, optimizer, figures, flags.
-
-Importing it changes nothing outside itself.
-"""
+"""What both scripts share and no lesson needs: files, models on disk, optimizer, figures, flags."""
 import argparse
+import fileinput
 import io
 import json
 import multiprocessing
@@ -32,10 +30,9 @@ def save(path, thing):
         args = {name: x for name, x in vars(thing.args).items() if name not in NOT_OF_A_MODEL}
         weights = {name: tensor.cpu() for name, tensor in thing.state_dict().items()}
         torch.save({"args": args, "weights": weights}, content)
-    elif path.suffix == ".jsonl":
-        content.write("".join(json.dumps(record) + "\n" for record in thing).encode())
     else:
-        content.write((json.dumps(thing, indent=1) + "\n").encode())
+        lines = map(json.dumps, thing) if path.suffix == ".jsonl" else [json.dumps(thing, indent=1)]
+        content.write(("\n".join(lines) + "\n").encode())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content.getvalue())
@@ -52,15 +49,16 @@ def write_data(folder, records, settings):
         save(folder / f"{name}.jsonl", rows)
 
 def read_data(problem, names, args, flags, make, read):
-    """Return {name: [read(record), ...]} of <name>.jsonl, or of the array in <name>.json.
+    """Return {name: [read(record), ...]} of files <name>.jsonl or JSON arrays <name>.json.
 
     make(args), {name: records}, is written first if there are none, or with --mode gendata.
     """
     folder = Path(args.data_dir, problem)
     if args.mode == "gendata" or not any(folder.rglob("*.json*")):
         write_data(folder, make(args), vars(args))
-    if (folder / "settings.json").exists():
-        made = json.loads((folder / "settings.json").read_text())
+    settings = folder / "settings.json"
+    if settings.exists():
+        made = json.loads(settings.read_text())
         other = [f"{flag} {made.get(flag)}" for flag in flags if made.get(flag) != vars(args)[flag]]
         if other:
             raise UserError(f"{folder} was made with {', '.join(other)}; type that, another "
@@ -78,10 +76,10 @@ def read_data(problem, names, args, flags, make, read):
             raise UserError(f"{error.filename} is missing; type --mode gendata") from None
         except (ValueError, TypeError, LookupError) as error:
             place = f"{folder / name}, record {len(data[name]) + 1}"
-            raise UserError(f"{place}: {error}; mend it or type another --data-dir") from None
+            raise UserError(f"{place}: {error}; mend it, or type another --data-dir") from None
     return data
 
-# ---- Models --------------------------------------------------------------------------------------
+# ---- Models and figures --------------------------------------------------------------------------
 
 def load_model(path, parser, build):
     """Return build(args) with the weights in a file. Flags that it lacks have their defaults."""
@@ -99,20 +97,12 @@ def each_seed(args):
         yield argparse.Namespace(**vars(args) | {"model_seed": seed, "file": file})
 
 def find_model(args, parser, load):
-    """Return the model on disk that agrees with every flag that was typed, or None.
-
-    A flag counts as typed if it differs from its default. In all others args follow the model.
-    """
+    """Return the model on disk that agrees with every flag that is not the default, or None."""
     default = parser.get_default
-    typed = {}
-    for flag in vars(args).keys() - NOT_OF_A_MODEL:
-        if getattr(args, flag) != default(flag):
-            typed[flag] = getattr(args, flag)
+    typed = {f: x for f, x in vars(args).items() if x != default(f) and f not in NOT_OF_A_MODEL}
     tops = [Path(args.out_dir)] + [HERE / "out/reference"] * (args.out_dir == default("out_dir"))
     files = dict.fromkeys([args.file, f"seeds/{args.model_seed}.pth"])
-    for path in [top / args.folder / file for top in tops for file in files]:
-        if not path.exists():
-            continue
+    for path in filter(Path.exists, [top / args.folder / file for top in tops for file in files]):
         try:
             model = load(path)
             found = {flag: getattr(model.args, flag) for flag in typed}
@@ -121,10 +111,9 @@ def find_model(args, parser, load):
         name = path.relative_to(HERE) if HERE in path.parents else path
         print(f"model: {name}" + f" passed over: {found}" * (found != typed), file=sys.stderr)
         if found == typed:
-            for flag in vars(args).keys() & NOT_OF_A_MODEL:
+            for flag in vars(args).keys() & NOT_OF_A_MODEL:  # in all others args follow the model
                 setattr(model.args, flag, getattr(args, flag))
             return model.to(args.device)
-    return None
 
 def find_models(jobs, parser, load, train=None):
     """Return {folder: models, one per seed} of jobs, from disk; train() those that are missing."""
@@ -156,32 +145,28 @@ def adamw(model, args, beta2):
     fused = torch.__version__ >= "2.4"  # all of an update at once; older versions only on GPUs
     return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, beta2), fused=fused)
 
-# ---- Figures -------------------------------------------------------------------------------------
-
 def subplots(rows=1, columns=1, height=3.5, **options):
     """Like plt.subplots, but 8 inches wide, and the same whatever the backend of the user."""
     from matplotlib.figure import Figure  # here: it takes half a second, and answers draw nothing
     fig = Figure(figsize=(8, height), layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
 
-def save_log(model, results, guess, chance):
+def save_log(model, results, guess):
     """Write training_log.json and training_curves.png; guess is the loss of guessing."""
     out = Path(model.args.out_dir, model.args.folder)
     if model.args.file != "best_model.pth":
-        return
+        return  # it is one of more model seeds
     machine = {"torch": str(torch.__version__), "platform": platform.platform()}
-    n_params = sum(p.numel() for p in model.parameters())
-    log = {"args": vars(model.args), "n_params": n_params, "machine": machine}
-    save(out / "training_log.json", log | results)
-    curves = {name: [row[name] for row in results["history"]] for name in results["history"][0]}
+    log = {"args": vars(model.args), "n_params": sum(p.numel() for p in model.parameters())}
+    save(out / "training_log.json", {**log, "machine": machine, **results})
+    rows = {name: [row[name] for row in results["history"]] for name in results["history"][0]}
     fig, (left, right) = subplots(1, 2, height=3)
-    left.plot(curves["step"], curves["train_loss"], label="training")
-    left.plot(curves["step"], curves["val_loss"], "--", label="validation")
+    left.plot(rows["step"], rows["train_loss"], label="training")
+    left.plot(rows["step"], rows["val_loss"], "--", label="validation")
     left.axhline(guess, color="black", linestyle=":", label="guessing")
     left.set(xlabel="training step", ylabel="cross-entropy (nats)", yscale="log")
     left.legend()
-    right.plot(curves["step"], [100 * x for x in curves["val_accuracy"]], ".-")
-    right.axhline(chance, color="black", linestyle=":")
+    right.plot(rows["step"], [100 * x for x in rows["val_accuracy"]], ".-")
     right.set(xlabel="training step", ylabel="validation accuracy (%)", ylim=(-3, 103))
     save(out / "training_curves.png", fig)
 
@@ -200,8 +185,6 @@ def positive(text):
 
 def parser(title, modes, **defaults):
     """Return a parser with the flags that both scripts have."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    devices = ["cpu", *(name for name in present if present[name])]
     parser = Parser(description=title, allow_abbrev=False,
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     flag = parser.add_argument
@@ -222,7 +205,7 @@ def parser(title, modes, **defaults):
     flag("--lr", type=float, help="highest learning rate")
     flag("--data-dir", default="data", help="where the data are")
     flag("--out-dir", default="out", help="where the results go")
-    flag("--device", choices=devices, default="cpu", help="where to compute")
+    flag("--device", choices=["cpu"] + ["cuda"] * torch.cuda.is_available(), default="cpu")
     parser.set_defaults(file="best_model.pth", **defaults)
     return parser
 
@@ -235,17 +218,16 @@ def prepare(mode):
     if mode != "infer":
         import matplotlib
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.size": 9, "image.cmap": "Blues"})
 
 def run(main, parser):
     """Call main(args). What the user can put right ends in one sentence and exit code 2."""
     try:
         args = parser.parse_args()
         args.mode = args.mode or ("infer" if args.questions else "all")
-        if args.questions == ["-"]:
-            args.questions = sys.stdin.read().splitlines()
-        elif len(args.questions) == 1 and os.path.isfile(args.questions[0]):
-            args.questions = Path(args.questions[0]).read_text().splitlines()
+        if args.questions == ["-"] or any(map(os.path.isfile, args.questions)):
+            args.questions = [line for line in fileinput.input(args.questions) if line.strip()]
+        if (args.mode == "infer") != bool(args.questions) and args.mode != "analyze":
+            raise UserError("questions go with --mode infer, which needs one")
         if args.d_model % (2 * args.n_head):
             raise UserError("type a --d-model that is a multiple of twice --n-head")
         prepare(args.mode)

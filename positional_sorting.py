@@ -10,9 +10,9 @@ encodings, and change one thing at a time: the encoding, the mask, or where trai
   python positional_sorting.py --mode train --pe rope      train one, into out/sorting/rope
   python positional_sorting.py --mode extrapolate --causal --pe rope,alibi    test on long lists
 
-Comments give the shape of each tensor: B lists in a batch or N in all, T numbers in a list,
-C = d_model. Left out on purpose: dropout, a class token (we pool instead), and attention step by
-step, which is section 2 of attention_addition.py.
+Comments give tensor shapes: B lists in a batch or N in all, T numbers in a list, C = d_model. Left
+out on purpose: dropout, a class token (we pool instead), and attention step by step, which is
+section 2 of attention_addition.py.
 """
 import copy
 import json
@@ -29,20 +29,19 @@ from statistics import mean, stdev
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
 import common
 from common import UserError
 
 # ---- 1. The task and its data --------------------------------------------------------------------
-# A list is sorted if no number is smaller than the one before it. What a model learns depends on
-# which unsorted lists it sees: trained on shuffled ones alone (--kinds shuffled), it misses half of
-# the lists with one swap. So there are five kinds of unsorted lists.
+# A list is sorted if no number is smaller than the one before it. A model trained on shuffled lists
+# alone (--kinds shuffled) misses half of the lists with one swap. So there are five kinds of
+# unsorted lists.
 #
 # The answer must depend on the order only. So lists come in pairs, a sorted one and an unsorted one
 # of the same numbers. A model that does not see their order is right on exactly one of the two.
 #
 # In a sorted list of 256 numbers from 0 to 99, nearly all neighbours are equal or one apart, in a
-# list of 8 few are. Long lists must not be hard for this second reason. So half of the lists take
+# list of 8 few are. So that long lists are not hard for this second reason, half of the lists take
 # their numbers from a narrow range.
 
 N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
@@ -50,7 +49,6 @@ PAD = 100        # fills up short lists
 UNSORTED = ["adjacent_swap", "random_swap", "swaps", "shuffled", "reversed"]
 LENGTHS = list(range(8, 17))
 TRAINING_LENGTHS = [*range(8, 16), *(8 * [16])]  # only lists of 16 reach position 15, the last
-DATA_FLAGS = ["seed", "n_train", "n_val", "n_test", "kinds"]
 
 def draw_sorted(rng, length):
     """Draw `length` numbers, not all equal, and sort them; half of the lists in a narrow range."""
@@ -105,13 +103,12 @@ def draw_records(rng, n, kinds, lengths, seen):
 
 def make_data(args):
     """Draw the records of each file: {"train": [...], "extrapolation/32": [...], ...}."""
-    sets = {"test": (args.n_test, LENGTHS, 0), "val": (args.n_val, LENGTHS, 1),
-            "train": (args.n_train, TRAINING_LENGTHS, 2)}
-    for length in args.lengths:
-        sets[f"extrapolation/{length}"] = (args.n_long, [length], length)
+    sets = [("test", args.n_test, LENGTHS, 0), ("val", args.n_val, LENGTHS, 1),
+            ("train", args.n_train, TRAINING_LENGTHS, 2)]
+    sets += [(f"extrapolation/{length}", args.n_long, [length], length) for length in args.lengths]
     seen = set()
     records = {}
-    for name, (n, lengths, number) in sets.items():
+    for name, n, lengths, number in sets:
         rng = random.Random(10_000 * args.seed + number)  # its own: no file depends on another
         kinds = args.kinds if name == "train" else UNSORTED
         records[name] = draw_records(rng, n, kinds, lengths, seen)
@@ -119,15 +116,13 @@ def make_data(args):
 
 def check_numbers(x, args):
     """ValueError unless x is a list that a model can read."""
-    if not all(type(number) is int and 0 <= number < N_NUMBERS for number in x):
-        raise ValueError("expected numbers from 0 to 99")
-    if not 2 <= len(x) <= args.max_len:
-        raise ValueError(f"expected 2 to {args.max_len} numbers (--max-len), found {len(x)}")
+    in_range = all(type(number) is int and 0 <= number < N_NUMBERS for number in x)
+    if not in_range or not 2 <= len(x) <= args.max_len:
+        raise ValueError(f"expected 2 to {args.max_len} numbers from 0 to 99")
 
 def pad(lists):
     """Turn lists of numbers into one tensor (N, T), with PAD after the end of short ones."""
-    lists = [torch.tensor(x) for x in lists]
-    return nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=PAD)
+    return nn.utils.rnn.pad_sequence([torch.tensor(x) for x in lists], True, PAD)
 
 def load_data(args, names):
     """Return {name: (lists (N, T), kinds)} from the data files, made if there are none."""
@@ -137,28 +132,27 @@ def load_data(args, names):
         if [record["is_sorted"], record["length"]] != [x == sorted(x), len(x)]:
             raise ValueError("is_sorted or length is wrong")
         return x, "sorted" if x == sorted(x) else record.get("kind", "unsorted")
-
-    flags = DATA_FLAGS + ["n_long"] * (names[-1] not in ("train", "val", "test"))
+    flags = ["seed", "n_train", "n_val", "n_test", "kinds"] + ["n_long"] * ("train" not in names)
     records = common.read_data("sorting", names, args, flags, make_data, read)
     return {name: (pad(x for x, _ in found), [kind for _, kind in found])
             for name, found in records.items()}
 
 # ---- 2. Six positional encodings -----------------------------------------------------------------
-# Attention gives each token a weighted mean of the values v of all tokens, with weights
-# softmax(q k^T / sqrt(d_head)). Without a mask, nothing in this depends on the order: permute the
-# tokens, and the outputs are permuted in the same way. Pool them, and the order is gone. A causal
-# mask is itself a source of order: a head can look for an earlier number that is larger. In a
-# sorted list there is none. So even a model without encoding can do the task (Kazemnejad et al.
-# 2023 show more generally that it can tell positions apart).
+# Attention gives each token a weighted mean of the values v of all tokens. Without a mask, nothing
+# in it depends on the order: permute the tokens, and the outputs are permuted in the same way. Pool
+# them, and the order is gone. A causal mask is itself a source of order (Kazemnejad et al. 2023): a
+# head can look for an earlier number that is larger. In a sorted list there is none.
 #
 # An encoding can enter at three points: the embedded tokens, the queries and keys, or the scores
 # q k^T. Each is one method of the class Encoding. To write your own, add a subclass, and its name
 # to ENCODINGS; it then works in every mode and figure.
 
+class Encoding. To write your own, add a subclass, and its name
+# to ENCODINGS; it then works in every mode and figure.
+
 class Encoding(nn.Module):
     """No positional encoding (NoPE). Each of the others overrides one of three methods."""
     uses_start = False  # whether the output changes if all positions grow by the same amount
-
     def __init__(self, args):
         super().__init__()
         self.args = args
@@ -192,7 +186,6 @@ def sinusoids(position, d_model):
 class Sinusoidal(Encoding):
     """Fixed waves, added to the tokens."""
     uses_start = True
-
     def embed(self, x, position, present):
         return x + sinusoids(position, x.shape[-1])
 
@@ -202,7 +195,6 @@ class Learned(Encoding):
 
     def __init__(self, args):
         super().__init__(args)
-        # mean square 1/2, like the sinusoids
         self.table = nn.Parameter(torch.randn(args.max_len, args.d_model) / math.sqrt(2))
 
     def embed(self, x, position, present):
@@ -212,14 +204,13 @@ class Randomized(Encoding):
     """Not 0, 1, 2, ... but a random choice, in order, from a longer range (Ruoss et al. 2023).
 
     16 numbers may get the positions 7, 31, 52, ..., 498 of 512, so all positions of long lists
-    occur. The model can rely on which of two positions is larger, not on their distance. The lists
-    of a batch share one shuffle of the positions; a list of n takes the first n of it, in order.
+    occur. The model can rely on which of two is larger, not on their distance. A list of n numbers
+    takes the first n of a shuffle of the positions, in order.
     """
     def embed(self, x, position, present):
-        max_len = self.args.max_len
         generator = None if self.training else torch.Generator().manual_seed(0)  # always the same
-        chosen = torch.randperm(max_len, generator=generator)[:x.shape[1]].to(x.device)  # (T,)
-        chosen = chosen.masked_fill(~present, max_len)  # (B, T); padding comes last
+        chosen = torch.randperm(self.args.max_len, generator=generator)[:x.shape[1]].to(x.device)
+        chosen = chosen.masked_fill(~present, self.args.max_len)  # (B, T); padding comes last
         return x + sinusoids(chosen.sort(dim=-1).values, x.shape[-1])
 
 class Rope(Encoding):
@@ -240,9 +231,9 @@ class Rope(Encoding):
 class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i, key j.
 
-    The paper's attention is causal; without a mask we use the distance to both sides. The slopes
-    fall from head to head by the paper's factor 2^(-8 / n_head) and start at --slope 4, chosen for
-    this task. In four heads, one step further multiplies a weight by 0.02, 0.37, 0.78 and 0.94.
+    Without a mask we use the distance to both sides. From head to head the slopes fall by the
+    paper's factor 2^(-8 / n_head). They start at --slope 4, chosen for this task: four heads
+    multiply the weight of a key one step further by 0.02, 0.37, 0.78 and 0.94.
     """
     def bias(self, scores, position):
         heads = torch.arange(self.args.n_head, device=scores.device)
@@ -254,10 +245,10 @@ ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned,
              "randomized": Randomized, "rope": Rope, "alibi": Alibi}
 
 # ---- 3. Attention and the model ------------------------------------------------------------------
-# Without a mask every number attends to all numbers. With a causal mask it attends to itself and to
-# earlier ones. At the end the hidden states of all numbers are pooled into one vector. Mean pooling
-# dilutes one misplaced number among 256 (try --pool mean). Max pooling, the largest value of each
-# channel, does not: one hidden state can decide, however long the list.
+# Without a mask every number attends to all numbers, with a causal mask to itself and earlier ones.
+# At the end the hidden states of all numbers are pooled into one vector. Mean pooling dilutes one
+# misplaced number among 256 (try --pool mean). Max pooling, the largest value of each channel, does
+# not: one hidden state can decide, however long the list.
 
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(d_head)) v in n_head groups of channels (Vaswani et al. 2017)."""
@@ -309,8 +300,8 @@ class SortednessEncoder(nn.Module):
     def hidden_states(self, x, start=0, window=None):
         """x (B, T), PAD after the end of a list -> (B, T, C).
 
-        Positions are start, start + 1, ...; start is a number, or (B, 1). With a window a query
-        attends to the last `window` numbers only (for causal models, section 7b).
+        Positions are start, start + 1, ...; start is a number, or (B, 1). With a window, for causal
+        models only, a query attends to the last `window` numbers.
         """
         order = torch.arange(x.shape[1], device=x.device)            # (T,)
         position = start + order                                     # (T,) or (B, T)
@@ -342,14 +333,13 @@ class SortednessEncoder(nn.Module):
 # A model that calls everything unsorted is right on all unsorted lists. So each kind of list is
 # scored by itself: its recall is the fraction of its lists that are answered right. The balanced
 # accuracy is the mean of the recall of sorted lists and the mean recall of the unsorted kinds. A
-# constant answer, and a model that cannot see the order, get 50%. All accuracies are balanced.
+# constant answer, and a model that cannot see the order, get 50%.
 
 def predict(model, lists, start=0, window=None):
     """The logits (N,) of lists (N, T), in chunks on all cores."""
     @torch.inference_mode()
     def logits_of(chunk):
         return model(chunk.to(model.args.device), start, window).cpu()
-
     chunks = lists.split(max(1, min(512, 2**18 // lists.shape[1] ** 2)))  # attention takes T x T
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return torch.cat(list(pool.map(logits_of, chunks)))
@@ -362,9 +352,11 @@ def evaluate(model, data, start=0, window=None):
     is_sorted = torch.tensor([kind == "sorted" for kind in kinds])
     loss = F.binary_cross_entropy_with_logits(logits, is_sorted.float()).item()
     right = ((logits > 0) == is_sorted).double()
-    recall = {kind: right[[k == kind for k in kinds]].mean().item() for kind in dict.fromkeys(kinds)}
+    recall = {}
+    for kind in dict.fromkeys(kinds):
+        recall[kind] = right[[k == kind for k in kinds]].mean().item()
     unsorted = [share for kind, share in recall.items() if kind != "sorted"]
-    return loss, (recall["sorted"] + mean(unsorted)) / 2, recall
+    return loss, (recall["sorted"] + sum(unsorted) / len(unsorted)) / 2, recall
 
 def solve(model, lists):
     """Whether the model calls each of the lists sorted."""
@@ -375,25 +367,21 @@ def solve(model, lists):
 # 2021, SHAPE). Then all positions up to 255 occur in training, in lists of at most 16.
 #
 # Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its
-# numbers. We add a random amount each time a list is used: the model sees more pairs of numbers.
-#
-# AdamW divides a running mean of the gradients by their usual size. Both rest on few gradients at
-# first, so the learning rate rises in a warm-up. Then it falls to 0: the last steps are small.
+# numbers. So we add a random amount each time a list is used. The learning rate rises in a warm-up,
+# since AdamW's running means rest on few gradients at first. Then it falls to 0.
 
-STARTS = {
-    "everywhere": [*range(241)],            # a list of 16 that starts at 240 ends at position 255
-    "gap": [*range(85), *range(140, 241)],  # no list touches positions 100 to 139
-    "early": [*range(106)],                 # no list goes beyond position 120
-}
+STARTS = {"everywhere": [*range(241)],            # a list of 16 that starts at 240 ends at 255
+          "gap": [*range(85), *range(140, 241)],  # no list touches positions 100 to 139
+          "early": [*range(106)]}                 # no list goes beyond position 120
 
 def shift_numbers(lists, generator):
-    """Add a random amount to each list, such that its numbers stay from 0 to 99: (B, T)."""
-    present = lists != PAD                                                # (B, T)
-    smallest = lists.amin(dim=1, keepdim=True)                            # (B, 1); PAD is larger
-    largest = lists.masked_fill(~present, 0).amax(dim=1, keepdim=True)    # (B, 1)
+    """Add a random amount to each list (B, T), such that its numbers stay from 0 to 99."""
+    present = lists != PAD
+    smallest = lists.amin(dim=1, keepdim=True)                               # (B, 1)
+    largest = lists.masked_fill(~present, 0).amax(dim=1, keepdim=True)       # (B, 1)
     room = N_NUMBERS - (largest - smallest)
-    low = (torch.rand(len(lists), 1, generator=generator) * room).long()  # the new smallest
-    return torch.where(present, lists - smallest + low, PAD)
+    new_smallest = (torch.rand(len(lists), 1, generator=generator) * room).long()
+    return torch.where(present, lists - smallest + new_smallest, PAD)
 
 def train(args):
     """--mode train: train a model, keep the weights best in validation, test and save them."""
@@ -407,8 +395,7 @@ def train(args):
     n_batches = max(1, len(lists) // args.batch_size)  # the rest of an epoch is left out
     shuffle = torch.Generator().manual_seed(args.model_seed)
     generator = torch.Generator().manual_seed(args.model_seed)
-    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(lists):,} "
-          f"lists; the loss of guessing is ln 2 = {math.log(2):.2f}", file=sys.stderr)
+    print(f"{name}: {len(lists):,} lists; the loss of guessing is ln 2 = 0.69", file=sys.stderr)
     history = []
     losses = []
     best = (-1, 0)
@@ -453,7 +440,7 @@ def train(args):
     _, accuracy, recall = evaluate(model, data["test"])
     print(f"{name}: {100 * accuracy:.2f}% right on test lists of 8 to 16 numbers", flush=True)
     test = {"n": len(data["test"][0]), "accuracy": accuracy, "recall": recall}
-    common.save_log(model, {"history": history, "test": test}, guess=math.log(2), chance=50)
+    common.save_log(model, {"history": history, "test": test}, guess=math.log(2))
     common.save(Path(args.out_dir, args.folder, args.file), model)  # no model is without its log
 
 # ---- 6. Long lists -------------------------------------------------------------------------------
@@ -471,7 +458,9 @@ def settings(args, panels):
     """The flags of each encoding in each panel (causal, random_start), for each model seed."""
     jobs = {}
     for causal, random_start in panels:
-        for pe in args.pe or ENCODINGS:
+        for pe in ENCODINGS if args.pe in (None, "all") else args.pe.split(","):
+            if pe not in ENCODINGS:
+                raise UserError(f"--pe {pe}: type some of {','.join(ENCODINGS)}, or all")
             start = random_start if ENCODINGS[pe].uses_start else None
             name = pe + "-causal" * causal + f"-random-start-{start}" * bool(start)
             folder = "sorting/" + name.removesuffix("-everywhere")
@@ -484,8 +473,8 @@ def score(models, data):
     scores = [evaluate(model, data) for model in models]
     values = [accuracy for _, accuracy, _ in scores]
     recall = {kind: mean(found[kind] for _, _, found in scores) for kind in scores[0][2]}
-    std = stdev(values) if len(values) > 1 else 0
-    return {"mean": mean(values), "std": std, "per_seed": values, "recall": recall}
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0,
+            "per_seed": values, "recall": recall}
 
 def extrapolate(args, jobs):
     """--mode extrapolate: test models on lists of every length; train those that are missing."""
@@ -495,8 +484,8 @@ def extrapolate(args, jobs):
     results = json.loads(path.read_text()) if path.exists() else {}  # other settings stay
     for folder, models in common.find_models(jobs, command_line(), load, train).items():
         results[folder] = {length: score(models, data[file]) for length, file in files.items()}
-        rows = [f"{n}: {100 * row['mean']:.1f}%" for n, row in results[folder].items()]
-        print(f"{folder:<40}", *rows)
+        rows = results[folder].items()
+        print(f"{folder:<40}", *(f"{n}: {100 * row['mean']:.1f}%" for n, row in rows))
     common.save(path, results)
     common.save(path.with_name("extrapolation_curves.png"), draw_lengths(results, args.lengths))
 
@@ -520,41 +509,32 @@ def draw_lengths(results, lengths):
         ax.set_xscale("log", base=2)
         ax.set_xticks(lengths, lengths)
         ax.set(title=title, xlabel="numbers in the list", ylim=(44, 103))
-        ax.legend(fontsize=7)
     axes[0].set_ylabel("balanced accuracy (%), chance is 50")
+    fig.legend(*axes[1].get_legend_handles_labels(), ncols=6, loc="outside lower center")
     return fig
 
 # ---- 7. Why --------------------------------------------------------------------------------------
-# 7a. What does training leave in the table of a learned encoding? Rows beyond position 15 have a
-# gradient of 0. Only weight decay changes them: it shrinks them without turning them. So at
-# position 16 the model adds a random vector that it has never seen.
+# 7a. What does training leave in the table of a learned encoding? Rows beyond position 15 get no
+# gradient. So at position 16 the model adds a random vector that it has never seen.
 
 def draw_table(model):
-    """Draw how similar the rows of the table are, and how far training turned each."""
-    table = model.encoding.table.detach().cpu()
-    torch.manual_seed(model.args.model_seed)  # as in train(), so the same rows are drawn again
-    initial = SortednessEncoder(model.args).encoding.table.detach()
-    rows = F.normalize(table[:48], dim=1)
-    fig, (left, right) = common.subplots(1, 2, 3.4)
-    fig.suptitle("The learned encoding: training turns the rows of positions 0 to 15 only")
-    image = left.imshow(rows @ rows.T, cmap="RdBu", vmin=-1, vmax=1)
-    fig.colorbar(image, ax=left, label="cosine")
-    left.set(title="Similarity of the rows", xlabel="position", ylabel="position")
-    right.plot(F.cosine_similarity(table, initial, dim=1)[:48], "o-", markersize=3)
-    right.axvspan(-0.5, 15.5, color="0.88", zorder=0)
-    right.set(title="Each row before and after training", xlabel="position (grey: in training)",
-              ylabel="cosine")
+    """Draw how similar the rows of the table are."""
+    rows = F.normalize(model.encoding.table.detach().cpu()[:48], dim=1)
+    fig, ax = common.subplots(height=4)
+    fig.colorbar(ax.imshow(rows @ rows.T, cmap="RdBu", vmin=-1, vmax=1), label="cosine of two rows")
+    ax.set(title="The learned encoding: training orders the rows of positions 0 to 15 only",
+           xlabel="position", ylabel="position")
     return fig
 
 # 7b. Is it the unseen positions, or the unseen length?
 #
 # Lists of 256 have late positions, and queries with more and farther keys. We test both apart, with
-# a causal mask. Lists of 16 that start late have late positions only. Lists of 256 in which each
-# number attends to the last 16 only (a sliding window) have no more keys than in training.
-# Hypothesis 1: sinusoidal and learned fail at late positions, whatever the length. Refuted if short
-# lists that start late are answered right. Hypothesis 2: the others fail by more and farther keys.
-# Refuted for an encoding that the window does not help. Result: 1 holds for learned, in part for
-# sinusoidal. 2 holds for RoPE and no encoding. It is refuted for randomized: its reason is open.
+# a causal mask: lists of 16 that start late, and lists of 256 in which each number attends to the
+# last 16 only (a sliding window). Hypothesis 1: sinusoidal and learned fail at late positions,
+# whatever the length. Refuted if short lists that start late are answered right. Hypothesis 2: the
+# others fail by more and farther keys. Refuted for an encoding that the window does not help.
+# Result: 1 holds for learned, in part for sinusoidal. 2 holds for RoPE and no encoding, and is
+# refuted for randomized: its reason is open.
 #
 # 7c. Does what is learned at some positions hold at others?
 #
@@ -564,7 +544,7 @@ def draw_table(model):
 # Beyond the last position of training the sinusoids fade too, some models to chance.
 
 POSITIONS = (0, 16, 32, 40, 64, 80, 104, 112, 120, 124, 128, 140, 160, 200, 240)
-TRAINED_AT = {None: [0], **STARTS}  # where the lists of a training start
+TRAINED = {"0 only": None, "everywhere": "everywhere", "all but a gap": "gap", "early": "early"}
 
 def test_positions(models, data, longest):
     """Accuracy per model of lists of 16 that start late, and of long lists with a window of 16."""
@@ -579,14 +559,14 @@ def test_positions(models, data, longest):
 
 def draw_positions(found):
     """Draw the accuracy of lists of 16 against their start, a panel per kind of training."""
-    fig, axes = common.subplots(1, len(TRAINED_AT), 3, sharey=True)
+    fig, axes = common.subplots(1, len(TRAINED), 3, sharey=True)
     fig.suptitle("Lists of 16 that start late, causal mask (grey: a training list starts there)")
-    for ax, (random_start, trained) in zip(axes, TRAINED_AT.items()):
-        ax.vlines(trained, 44, 103, color="0.88", zorder=0)
-        args = command_line().parse_args(["--pe", "sinusoidal,learned"])
+    args = command_line().parse_args(["--pe", "sinusoidal,learned"])
+    for ax, (title, random_start) in zip(axes, TRAINED.items()):
+        ax.vlines(STARTS.get(random_start, [0]), 44, 103, color="0.88", zorder=0)
         for job in settings(args, [(True, random_start)]):
             draw_curve(ax, POSITIONS, found[job.folder]["start"], job.pe)
-        ax.set(title=f"trained from {random_start or '0 only'}", xlabel="first position")
+        ax.set(title=f"trained at: {title}", xlabel="position of the first")
     axes[0].set(ylabel="balanced accuracy (%)", ylim=(44, 103))
     axes[0].legend()
     return fig
@@ -596,18 +576,18 @@ def draw_positions(found):
 # Hypothesis: (1) A head attends to an earlier number that is larger: in 3 5 9 7 from 7 to 9, but
 # hardly from 9 to 5. (2) The hidden state of the 7 then says "unsorted". (3) Max pooling passes it
 # on. We take sorted lists, and the same with two neighbours swapped. (1) is refuted unless a head
-# attends from the second swapped number to the previous one, and in the sorted list, at the same
-# place, does not. (2) and (3) are refuted if the answer stays "sorted" when the final hidden state
-# of that number is copied from the run on the swapped list into the run on the sorted list
-# (activation patching; the control copies all others). Result: supported in every training.
+# attends from the second swapped number to the previous one and, in the sorted list, does not. (2)
+# and (3) are refuted if the answer stays "sorted" when the final hidden state of that number is
+# copied from the swapped into the sorted list (activation patching; the control copies all others).
+# Result: supported in every training.
 
 @torch.inference_mode()
 def inspect_swaps(model, data):
-    """The experiment on lists (N, T) of one length, in pairs (rows 2i and 2i + 1)."""
+    """The experiment on data (lists, kinds) of one length."""
     lists, kinds = data
-    chosen = torch.tensor([kind == "adjacent_swap" for kind in kinds[1::2]])
-    clean = lists[0::2][:len(chosen)][chosen][:200].to(model.args.device)  # (M, T), sorted
-    swapped = lists[1::2][chosen][:200].to(model.args.device)              # (M, T)
+    chosen = [kind == "adjacent_swap" for kind in kinds]
+    swapped = lists[chosen][:200].to(model.args.device)                    # (M, T)
+    clean = swapped.sort(dim=1).values                                     # (M, T)
     row = torch.arange(len(clean))
     second = (swapped.diff(dim=1) < 0).int().argmax(dim=1) + 1             # (M,)
     found = {}
@@ -628,10 +608,10 @@ def inspect_swaps(model, data):
 def analyze(args):
     """--mode analyze: the experiments of section 7, over the model seeds of the flags."""
     every = Namespace(**vars(args) | {"pe": None})
-    jobs = settings(every, [(False, None), *((True, start) for start in TRAINED_AT)])
+    jobs = settings(every, [(False, None), *((True, start) for start in TRAINED.values())])
     groups = common.find_models(jobs, command_line(), load, train)
-    files = load_data(args, [f"extrapolation/{length}" for length in args.lengths])
-    data = dict(zip(args.lengths, files.values()))
+    files = [f"extrapolation/{length}" for length in args.lengths]
+    data = dict(zip(args.lengths, load_data(args, files).values()))
     found = {"positions": {}, "swaps": {}}
     for folder, models in groups.items():
         if models[0].args.causal:
@@ -653,40 +633,17 @@ def load(path):
     """Return the model in a file that --mode train has written."""
     return common.load_model(path, command_line(), SortednessEncoder)
 
-def infer(args, jobs):
-    """--mode infer: print an answer and its probability for each list."""
-    ((model,),) = common.find_models(jobs[:1], command_line(), load).values()
-    for text in args.questions:
-        try:
-            numbers = [int(number) for number in text.replace(",", " ").split()]
-            check_numbers(numbers, model.args)
-        except ValueError as error:
-            raise UserError(f'{text[:40]!r}: {error}; type a list as in "3 15 27"') from None
-        p = predict(model, pad([numbers])).sigmoid().item()
-        print(f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}")
-        if len(numbers) < LENGTHS[0]:
-            print("note: this list is shorter than any in training", file=sys.stderr)
-
-def encodings(text):
-    """An argparse type: "rope,alibi" or "all"."""
-    names = list(ENCODINGS) if text == "all" else text.split(",")
-    if not set(names) <= set(ENCODINGS):
-        raise UserError(f"--pe {text}: type some of {','.join(ENCODINGS)}, or all")
-    return names
-
 def command_line():
     """Declare the flags."""
     modes = ["all", "gendata", "train", "extrapolate", "analyze", "infer"]
     parser = common.parser(__doc__.splitlines()[0], modes, d_model=32, d_ff=64, steps=2000,
                            batch_size=384, lr=1e-2, warmup=100, weight_decay=0.01, eval_every=200)
     flag = parser.add_argument
-    flag("--pe", type=encodings, help="encodings, separated by commas, or all")
+    flag("--pe", help="encodings, separated by commas, or all")
     flag("--causal", action="store_true", help="a causal mask: attend to earlier numbers only")
-    flag("--random-start", choices=list(STARTS), nargs="?", const="everywhere",
-         help="start each training list at a random position; gap and early leave out some")
+    flag("--random-start", choices=list(STARTS), nargs="?", const="everywhere", help="in training")
     flag("--n-long", type=int, default=2_000, help="lists of each of the --lengths")
-    flag("--lengths", type=int, nargs="+", default=[16, 32, 64, 128, 256], metavar="L",
-         help="numbers in the long lists")
+    flag("--lengths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="of the long lists")
     flag("--kinds", nargs="+", choices=UNSORTED, default=UNSORTED, help="what to learn from")
     flag("--pool", choices=["max", "mean"], default="max", help="how hidden states are pooled")
     flag("--max-len", type=int, default=512, help="positions of learned and randomized")
@@ -696,8 +653,6 @@ def command_line():
 def main(args):
     """Do what --mode says. Without --pe, --causal and --random-start it is done for all panels."""
     typed = args.pe or args.causal or args.random_start
-    if args.mode == "infer" and not typed:
-        args.pe, args.causal, typed = ["alibi"], True, True
     jobs = settings(args, [(args.causal, args.random_start)] if typed else PANELS.values())
     if args.mode in ("all", "gendata", "train"):
         load_data(args, ["train", "val", "test"])  # made here, not by each of the trainings
@@ -708,7 +663,18 @@ def main(args):
     if args.mode in ("all", "analyze"):
         analyze(args)
     if args.mode == "infer":
-        infer(args, jobs)
+        asked = [job for job in jobs if typed or job.folder == "sorting/alibi-causal"][:1]
+        ((model,),) = common.find_models(asked, command_line(), load).values()
+    for text in args.questions:
+        try:
+            numbers = [int(number) for number in text.replace(",", " ").split()]
+            check_numbers(numbers, model.args)
+        except ValueError as error:
+            raise UserError(f'{text[:40]!r}: {error}; type a list as in "3 15 27"') from None
+        p = predict(model, pad([numbers])).sigmoid().item()
+        print(f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}")
+        if len(numbers) < LENGTHS[0]:
+            print("note: this list is shorter than any in training", file=sys.stderr)
 
 if __name__ == "__main__":
     common.run(main, command_line())
