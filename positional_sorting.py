@@ -147,12 +147,10 @@ def load_data(args, names):
 # q k^T. Each is one method of the class Encoding. To write your own, add a subclass, and its name
 # to ENCODINGS; it then works in every mode and figure.
 
-class Encoding. To write your own, add a subclass, and its name
-# to ENCODINGS; it then works in every mode and figure.
-
 class Encoding(nn.Module):
     """No positional encoding (NoPE). Each of the others overrides one of three methods."""
     uses_start = False  # whether the output changes if all positions grow by the same amount
+
     def __init__(self, args):
         super().__init__()
         self.args = args
@@ -186,6 +184,7 @@ def sinusoids(position, d_model):
 class Sinusoidal(Encoding):
     """Fixed waves, added to the tokens."""
     uses_start = True
+
     def embed(self, x, position, present):
         return x + sinusoids(position, x.shape[-1])
 
