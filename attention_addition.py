@@ -2,8 +2,8 @@
 
 An encoder reads a problem such as `347+159`, a token per character, all at once. A decoder
 generates the sum `0506` one digit at a time. Nobody tells them what a digit is worth or what a
-carry is. The model learns from 10,000 problems and is tested on all 810,000 that exist. Then we
-look inside: what does each attention head read, which heads can be removed, which move the carry?
+carry is. The model learns from 10,000 problems and is tested on all 810,000, these among them. Then
+we look inside: what does each attention head read, which can be removed, which move the carry?
 
   python attention_addition.py 347+159 999+999           ask the trained model, two seconds
   python attention_addition.py                           data, training, analysis: a minute
@@ -32,7 +32,7 @@ import common
 from common import UserError
 
 # ---- 1. The task and its data --------------------------------------------------------------------
-# Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer (often called BOS).
+# Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer.
 # A problem of two n-digit numbers has 2n + 1 tokens, the source. Its target has n + 1 digits, the
 # most significant first, so it may begin with 0:
 #
@@ -55,8 +55,7 @@ def tokenize(problems, args):
     source = torch.cat([to_digits(a, n), plus, to_digits(b, n)], dim=1)
     return source.to(args.device), to_digits(a + b, n + 1).to(args.device)
 
-# a+b and b+a count as one problem, and each is drawn at most once. Otherwise the test would be
-# easier than it looks.
+# a+b and b+a count as one problem, drawn at most once. Otherwise the test would be too easy.
 #
 # A column that sums to ten or more starts a carry. One that sums to nine passes on a carry that
 # arrives: 347+652 is 0999, but 348+652 is 1000. Such carry chains are the hard cases, and rare in
@@ -82,7 +81,7 @@ def to_record(a, b, num_digits):
 def make_data(args):
     """Draw the records of each split: {"train": [...], "val": [...], "test": [...]}."""
     low = 10 ** (args.num_digits - 1)
-    count = 9 * low  # so many numbers have this length
+    count = 9 * low  # numbers of this length
     sizes = {"test": args.n_test, "val": args.n_val, "train": args.n_train}
     if sum(sizes.values()) > count * (count + 1) // 2:
         raise UserError(f"there are only {count * (count + 1) // 2:,} pairs; type fewer examples")
@@ -118,12 +117,11 @@ def load_data(args):
 # ---- 2. Attention, in four steps -----------------------------------------------------------------
 # Each token becomes a vector of C numbers: its embedding plus a vector for its position. Block by
 # block this vector, the hidden state of the token, is changed. Three learned matrices make of it a
-# query q (what the token looks for), a key k (what it is found by) and a value v (what it passes
-# on).
+# query q (what it looks for), a key k (what it is found by) and a value v (what it passes on).
 #
 # Step 1, one query: a soft dictionary look-up. A dictionary returns the value of the key that
 # matches a query. Attention compares the query with all S keys by dot products, turns these scores
-# into weights that sum to 1, and returns the weighted mean of all values, which is differentiable.
+# into weights that sum to 1, and returns the weighted mean of all values.
 #
 #     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,)
 #     output = weights v                   v (S, d_v) -> (d_v,)
@@ -133,9 +131,9 @@ def load_data(args):
 # Step 3, a mask: a score of -infinity becomes a weight of 0. In training the decoder reads the
 # whole correct answer at once. Without a mask, a position could read the digit that it predicts.
 #
-# Step 4, several heads: one softmax gives each query one set of weights. A digit of the sum needs
-# several things at once: both digits of its column, and whether the columns to the right carry. So
-# q, k and v are cut into n_head parts of d_head = C / n_head channels. Each part (head) has its own
+# Step 4, several heads: one softmax gives each query one set of weights, and one mean. A digit of
+# the sum needs several things: its column, and whether the columns to the right carry. So q, k and
+# v are cut into n_head parts (heads) of d_head = C / n_head channels, each with its own attention
 # weights. The outputs are concatenated, and a fourth matrix mixes them.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
@@ -151,9 +149,8 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     >>> weights, output.round()
     (tensor([[0.7500, 0.2500]]), tensor([[7.]]))
 
-    By hand: the dot products of this query with the two keys are 2 ln 3 and 0. Divided by sqrt(4)
-    they are ln 3 and 0. The weights are as exp(ln 3) : exp(0) = 3 : 1, so the output is 3/4 of the
-    first value and 1/4 of the second.
+    By hand: the dot products are 2 ln 3 and 0, divided by sqrt(4) ln 3 and 0. The weights are as
+    exp(ln 3) : exp(0) = 3 : 1, so the output is 3/4 of the first value and 1/4 of the second.
     """
     # If the d entries of q and k are independent with mean 0 and variance 1, their dot product has
     # variance d. Divided by sqrt(d) it has variance 1, so the softmax starts neither flat nor stuck
@@ -161,8 +158,7 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    # The softmax of each row. Subtracting the largest score changes no weight, and keeps exp from
-    # overflowing.
+    # Softmax: to subtract the largest score changes no weight, but then exp cannot overflow.
     weights = (scores - scores.detach().amax(dim=-1, keepdim=True)).exp()  # (..., T, S)
     weights = weights / weights.sum(dim=-1, keepdim=True)                  # each row sums to 1
     return weights @ v, weights
@@ -170,8 +166,8 @@ def scaled_dot_product_attention(q, k, v, mask=None):
 class MultiHeadAttention(nn.Module):
     """Step 4: n_head attentions side by side (Vaswani et al. 2017, section 3.2.2).
 
-    The queries come from x (B, T, C), the keys and values from memory (B, S, C): in self-attention
-    the same tensor, in cross-attention the output of the encoder.
+    The queries come from x, the keys and values from memory: in self-attention the same tensor, in
+    cross-attention the output of the encoder.
     """
     def __init__(self, d_model, n_head):
         super().__init__()
@@ -207,16 +203,16 @@ class MultiHeadAttention(nn.Module):
 # The encoder runs once per problem. Its output, a vector per source token, is called the memory.
 # The decoder runs once per digit of the answer: each of its tokens attends to itself and earlier
 # ones (self-attention), then to the memory (cross-attention). By default both have one block, with
-# 4 heads in each of the three attentions, 12 heads in all.
+# 4 heads in each of the three attentions.
 #
 # A block is made of sublayers: attention moves information between tokens, the feed-forward network
 # works on each token alone. Every sublayer adds its result to the hidden state x (a residual
-# connection), so it only has to learn a change. Hence x is also called the residual stream.
+# connection), so it only has to learn a change. So x is also called the residual stream.
 #
-# Each sublayer reads a normalised copy of x (pre-norm). The original transformer normalises the sum
-# (post-norm), and the gradient must pass every later norm on its way back. With pre-norm it has a
-# path of plain additions, so training is more stable (Xiong et al. 2020). But the sum grows from
-# sublayer to sublayer, so encoder and decoder each end with a norm.
+# Each sublayer reads a normalised copy of x (pre-norm). If the sum is normalised instead
+# (post-norm), gradients pass every later norm on their way back. With pre-norm they have a path of
+# plain additions, so training is more stable (Xiong et al. 2020). But the sum grows, so encoder and
+# decoder each end with a norm.
 
 class Block(nn.Module):
     """Self-attention, in the decoder cross-attention too, then a feed-forward network."""
@@ -281,9 +277,9 @@ class Adder(nn.Module):
 
 # ---- 4. Scoring ----------------------------------------------------------------------------------
 # An answer counts as right only if all of its digits are (exact match). In greedy decoding the
-# model reads the digits that it has generated itself, with teacher forcing the correct ones. Exact
-# match is the same for both: as long as all digits are correct, both read the same input, so they
-# make their first mistake at the same digit. Hence one teacher-forced pass decides exact match.
+# model reads the digits that it has generated itself, with teacher forcing the correct ones. Until
+# the first mistake both read the same, so they make it at the same digit. Hence one teacher-forced
+# pass decides exact match.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -326,11 +322,11 @@ def count_wrong(model):
 # The loss is the cross-entropy of the correct digits, all predicted at once by teacher forcing.
 # Problems are shown as a+b or as b+a at random (data augmentation). AdamW divides a running mean of
 # the gradients by their usual size. Both rest on few gradients at first, so the learning rate rises
-# in a warm-up. Then it falls to 0: at the full rate the last errors do not disappear. The weights
-# best in validation are kept.
+# in a warm-up. Over the last 60% of the steps it falls to 0: at the full rate the last errors do
+# not disappear.
 #
 # 2,000 test problems can miss an error rate of one in a thousand: a model that has it is right on
-# all of them with probability 0.999^2000 = 14%. So at the end all problems are tested.
+# all with probability 0.999^2000 = 14%. So at the end all problems are tested.
 
 def train(args):
     """--mode train: train a model, keep the weights best in validation, save and test them."""
@@ -344,11 +340,10 @@ def train(args):
     n_batches = max(1, len(source) // args.batch_size)  # the rest of an epoch is left out
     shuffle = torch.Generator().manual_seed(args.model_seed)
     coin = torch.Generator().manual_seed(args.model_seed)
-    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(source):,} "
-          f"problems; the loss of guessing is ln 10 = {math.log(10):.2f}", file=sys.stderr)
+    print(f"{name}: {len(source):,} problems; guessing has a loss of ln 10", file=sys.stderr)
     history = []
     losses = []
-    best = (-1, 0)
+    best = {"val_accuracy": -1, "val_loss": 0}
     began = time.time()
     for step in range(1, args.steps + 1):
         i = (step - 1) % n_batches
@@ -377,18 +372,19 @@ def train(args):
             values = " | ".join(f"{key} {x:.4g}" for key, x in row.items())
             print(f"{name} | {values}", file=sys.stderr)
             history.append(row)
-            if (val_accuracy, -val_loss) > best:
-                best = (val_accuracy, -val_loss)
+            if (val_accuracy, -val_loss) > (best["val_accuracy"], -best["val_loss"]):
+                best = row
                 weights = copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
     common.save(Path(args.out_dir, "addition", args.file), model)
-
     _, accuracy = evaluate(model, data["test"])
-    results = {"history": history, "test": {"n": len(data["test"]), "accuracy": accuracy}}
+    test = {"n": len(data["test"]), "accuracy": accuracy}
+    results = {"history": history, "best": best, "test": test}
     print(f"{name}: {100 * accuracy:.2f}% of {len(data['test']):,} test problems right")
     if args.num_digits <= 3:
+        began = time.time()
         wrong, n = count_wrong(model)
-        results["exhaustive"] = {"n": n, "errors": wrong}
+        results["exhaustive"] = {"n": n, "errors": wrong, "seconds": time.time() - began}
         print(f"{name}: {wrong:,} of all {n:,} problems wrong")
     common.save_log(model, results, guess=math.log(10))
 
@@ -440,11 +436,11 @@ def attention_of(model, problems):
 
 # 6a. What does each head attend to?
 #
-# A query of the encoder is a token of the problem, one of the decoder is named by the digit that it
-# predicts. Hypothesis: since a column needs the carry from the column to its right, some head
-# attends from the tens to the units digits and from the hundreds to the tens digits. Refuted if no
-# head does both with most of its weight. Result: every training had such a head, and one that joins
-# the digits of a column. But weights show what a head reads, not that the model needs it.
+# Rows are queries, columns are keys. A row of the decoder is named by the digit that it predicts.
+# Hypothesis: since a column needs the carry from its right, some head of the encoder or of
+# cross-attention attends from tens to units and from hundreds to tens. Refuted if no head does both
+# with most of its weight. Result: all five model seeds have one, and one that joins the digits of a
+# column. But weights show what a head reads, not that the model needs it.
 
 EXAMPLES = [(241, 536), (347, 128), (347, 159), (199, 801), (999, 999)]  # from no carry to three
 
@@ -477,13 +473,13 @@ def draw_examples(model, problems, args):
 # it. Its mean over problems, for each token, keeps what is the same for all (it acts like a bias)
 # and removes only what depends on the problem.
 #
-# Pruning. Hypothesis: heads that can each be removed (set to 0) for one point of accuracy cannot be
-# removed together, because one stands in for another. Refuted if all together cost at most a point.
-# Result: refuted in every training; about half of the heads are spare. We also remove heads one
-# after another, each time the one that costs least on validation problems.
+# Pruning. Hypothesis: heads that can each be removed (set to 0) at a cost of at most one point of
+# accuracy cost more together, because one stands in for another. Refuted in all five model seeds:
+# they can be removed together, about half of all heads. We also remove heads one after another,
+# each time the one that costs least on validation problems.
 
 def ablate(model, data):
-    """The accuracy on test problems without each head, and the heads ranked by it."""
+    """The accuracy on test problems without each head; the ranking has the most needed first."""
     _, _, outputs = run(model, data["val"])
     table = {"n": len(data["test"]), "baseline": exact_match(model, data["test"]), "heads": {}}
     for head, output in outputs.items():
@@ -495,7 +491,7 @@ def ablate(model, data):
 
 def prune(model, data, ablation):
     """Remove heads together and one after another; the accuracy on test problems of both."""
-    enough = ablation["baseline"] - 0.01 - 1e-9  # a loss of exactly one point is not too much
+    enough = ablation["baseline"] - 0.01 - 1e-9  # one point exactly is enough
     alone = [head for head, row in ablation["heads"].items() if row["zero"] >= enough]
     removed = {}
     accuracy = [ablation["baseline"]]  # after 0, 1, 2, ... removals
@@ -526,21 +522,21 @@ def draw_ablation(table):
 # 6c. Which heads move the carry?
 #
 # The causal test is activation patching. Take two problems that differ in one column only, the
-# origin, which carries in one of them. The carry ends in another column, the destination, which
-# must not sum to nine:
+# origin, which carries in one of them. The carry ends in another, the destination, which must not
+# sum to nine:
 #
 #     units to tens        132+256=388    132+259=391    the tens digit changes from 8 to 9
 #     units to hundreds    142+256=398    142+259=401    the tens sum to nine and pass it on
 #
 # Run the model on one of them (clean) and on the other (corrupted). Repeat the clean run with the
 # outputs of some heads taken from the corrupted one. If the digit always flips to that of the other
-# problem, these heads are sufficient to move the carry. (The digits further left, which the decoder
-# reads, are the same in both.) Two rates check the method: all of cross-attention must flip every
-# digit, since through it alone the decoder knows the problem; decoder self-attention, with one
-# layer, can flip none, since it has seen only the digits further left.
+# problem, these heads suffice to move the carry. The digits further left, which the decoder reads,
+# are the same in both. So two rates are known: cross-attention, through which alone the decoder
+# knows the problem, must flip every digit; decoder self-attention, with one layer, none.
 #
-# Hypothesis: one head moves the carry. Refuted on a route (from origin to destination) if no head
-# alone flips more than half of the digits. Result: supported, on every route and training.
+# Hypothesis: one head moves the carry. Refuted on a route (origin to destination) if no head alone
+# flips more than half of the digits. Result: supported on every route in all five model
+# seeds, but which head it is, and of which stage, depends on the route and the seed.
 
 def carry_pairs(destination, origin, num_digits, n_pairs):
     """Draw pairs of problems, clean and corrupted: two tensors (n_pairs, 2)."""
@@ -614,7 +610,7 @@ def analyze(args):
     models = common.find_models(jobs, command_line(), load, train)["addition"]
     data = load_data(models[0].args)
     tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}}
-    for model in reversed(models):  # so that the first is left for the figures
+    for model in reversed(models):  # the first is left for the figures
         seed = model.args.model_seed
         weights = attention_of(model, data["test"])
         attention = {head: w.double().mean(dim=0).tolist() for head, w in weights.items()}
@@ -625,7 +621,7 @@ def analyze(args):
             tables[name][seed] = found
         moves = max(weights, key=carry["units to tens"].get)
         print(f"model seed {seed}: {pruning['prunable']} of {len(weights)} heads can be removed; "
-              f"{moves} moves most carries from the units to the tens")
+              f"{moves} moves most carries to the tens")
     out = Path(args.out_dir, "addition")
     for name, found in tables.items():
         common.save(out / f"head_analysis/{name}.json", found)
@@ -642,7 +638,7 @@ def load(path):
     return common.load_model(path, command_line(), Adder)
 
 def ask(args):
-    """Print the model's answer to each problem, or with --mode analyze draw all heads on it."""
+    """Print the answer to each problem, or with --mode analyze draw all heads on it."""
     (model,) = common.find_models([args], command_line(), load)["addition"]
     n = model.args.num_digits
     for text in args.questions:
@@ -668,7 +664,7 @@ def command_line():
 def main(args):
     """Do what --mode says."""
     if args.mode in ("all", "gendata", "train"):
-        load_data(args)  # made here if need be, not by each of several trainings
+        load_data(args)  # made here, not by each training
     if args.mode in ("all", "train"):
         common.side_by_side(train, list(common.each_seed(args)))
     if args.questions:

@@ -1,23 +1,20 @@
-"""How fast is attention written by hand?  python -m tests.benchmark [--threads 1] [--rounds 100]
+"""How fast is attention written by hand?  python -m tests.benchmark [--rounds 100]
 
-Our code and PyTorch's own modules of the same sizes take turns in one process, so that a slow moment of the machine hits
-both. Printed are medians, and the median of the ratios: below 1.00 ours is the faster one.
+Our code and PyTorch's own modules of the same sizes take turns in one process, so that a slow
+moment of the machine hits both. Printed are medians, and the median of the ratios: below 1.00 ours
+is the faster one.
 """
 import argparse
 import statistics
 import time
-import warnings
 
-import common
 import attention_addition as add
+import common
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from tests.reference import TorchAdder
-
-BATCH = 64
 
 
 def take_turns(name, ours, theirs, rounds):
@@ -32,14 +29,13 @@ def take_turns(name, ours, theirs, rounds):
         times.append(row)
     times = times[5:]  # the first ones warm up
     ratio = statistics.median(a / b for a, b in times)
-    ours_ms = statistics.median(a for a, _ in times)
-    theirs_ms = statistics.median(b for _, b in times)
-    print(f"{name:<52} {ours_ms:8.2f} {theirs_ms:10.2f} {ratio:8.2f}")
+    ours_ms, theirs_ms = (statistics.median(column) for column in zip(*times))
+    print(f"{name:<40} {ours_ms:8.2f} {theirs_ms:10.2f} {ratio:8.2f}")
 
 
-def training_step(model, config, source, target):
-    """A function that makes one whole training step, as in attention_addition.fit."""
-    optimizer, _ = common.optimizer_of(model, config, falling=0.6, beta2=0.95)
+def training_step(model, args, source, target):
+    """A function that makes one whole training step, as train() does."""
+    optimizer = common.adamw(model, args, beta2=0.95)
 
     def step():
         loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten())
@@ -49,36 +45,21 @@ def training_step(model, config, source, target):
     return step
 
 
-def without_gradients(function):
-    def run():
-        with torch.inference_mode():
-            function()
-    return run
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark")
     parser.add_argument("--rounds", type=int, default=100)
-    options = parser.parse_args()
-    config = vars(add.command_line().parse_args([]))
-    torch.set_num_threads(options.threads)
+    rounds = parser.parse_args().rounds
+    common.prepare("infer")
     torch.manual_seed(0)
-    warnings.filterwarnings("ignore", message="enable_nested_tensor")
-    source, target = add.tokenize(torch.randint(100, 1000, (BATCH, 2)), 3)
-    print(f"torch {torch.__version__}, {options.threads} threads, batch {BATCH}, d_model {config['d_model']}, "
-          f"{config['n_head']} heads, {config['n_layer']}+{config['n_layer']} layers; times in ms\n")
-    print(f"{'':<52} {'ours':>8} {'torch.nn':>10} {'ratio':>8}")
-    ours = add.Adder(config)
+    args = add.command_line().parse_args([])
+    source, target = add.tokenize(torch.randint(100, 1000, (args.batch_size, 2)), args)
+    print(f"torch {torch.__version__}, one thread, batch {args.batch_size}; times in ms")
+    print(f"{'':<40} {'ours':>8} {'torch.nn':>10} {'ratio':>8}")
+    ours = add.Adder(args)
     theirs = TorchAdder(ours)
-    take_turns("transformer: forward, training mode", lambda: ours(source, target), lambda: theirs(source, target),
-               options.rounds)
-    take_turns("transformer: forward + backward + update", training_step(ours, config, source, target),
-               training_step(TorchAdder(add.Adder(config)), config, source, target), options.rounds)
-    ours.eval()
-    theirs.eval()
-    take_turns("transformer: forward, no gradients", without_gradients(lambda: ours(source, target)),
-               without_gradients(lambda: theirs(source, target)), options.rounds)
+    take_turns("forward", lambda: ours(source, target), lambda: theirs(source, target), rounds)
+    take_turns("forward + backward + update", training_step(ours, args, source, target),
+               training_step(TorchAdder(add.Adder(args)), args, source, target), rounds)
 
 
 if __name__ == "__main__":
