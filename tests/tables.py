@@ -43,12 +43,7 @@ def percent(value, digits=1):
     return f"{100 * value:.{digits}f}"
 
 
-def sections():
-    """Where each section of the scripts begins."""
-    rows = []
-    for script in ("attention_addition.py", "positional_sorting.py"):
-        for i, line in enumerate((TOP / script).read_text().splitlines(), start=1):
-            match = re.match(r"# ---- (\d\. .*?) -+$", line)
+# ---- (\d\. .*?) -+$", line)
             if match:
                 rows.append([f"[{script}]({script}#L{i}), line {i}", match[1]])
     return table(["where", "what"], rows)
