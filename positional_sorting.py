@@ -293,7 +293,7 @@ class SortednessEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(args) for _ in range(args.n_layer))
         self.norm = nn.LayerNorm(args.d_model)
         self.to_logit = nn.Linear(args.d_model, 1)
-        # small beside the encodings, whose mean square is 1/2, so that positions stand out
+        # small beside the encodings, so that positions stand out
         nn.init.normal_(self.token_embedding.weight, std=0.1)
         self.encoding = ENCODINGS[args.pe](args)  # last: the other weights are the same for all
 
@@ -484,8 +484,7 @@ def extrapolate(args, jobs):
     results = json.loads(path.read_text()) if path.exists() else {}  # other settings stay
     for folder, models in common.find_models(jobs, command_line(), load, train).items():
         results[folder] = {length: score(models, data[file]) for length, file in files.items()}
-        rows = results[folder].items()
-        print(f"{folder:<40}", *(f"{n}: {100 * row['mean']:.1f}%" for n, row in rows))
+        print(folder, *(f"{n}: {100 * row['mean']:.1f}%" for n, row in results[folder].items()))
     common.save(path, results)
     common.save(path.with_name("extrapolation_curves.png"), draw_lengths(results, args.lengths))
 
@@ -497,7 +496,7 @@ def draw_curve(ax, x, values, pe):
     ax.fill_between(x, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
 
 def draw_lengths(results, lengths):
-    """Draw the accuracy against the length, a panel per setting and a line per encoding."""
+    """Draw the accuracy against the length, a panel per setting."""
     fig, axes = common.subplots(1, len(PANELS), 3.6, sharey=True)
     fig.suptitle("Is the list sorted? Trained on 8 to 16 numbers (grey), tested on longer lists")
     for ax, (title, panel) in zip(axes, PANELS.items()):
@@ -518,12 +517,14 @@ def draw_lengths(results, lengths):
 # gradient. So at position 16 the model adds a random vector that it has never seen.
 
 def draw_table(model):
-    """Draw how similar the rows of the table are."""
-    rows = F.normalize(model.encoding.table.detach().cpu()[:48], dim=1)
-    fig, ax = common.subplots(height=4)
-    fig.colorbar(ax.imshow(rows @ rows.T, cmap="RdBu", vmin=-1, vmax=1), label="cosine of two rows")
-    ax.set(title="The learned encoding: training orders the rows of positions 0 to 15 only",
-           xlabel="position", ylabel="position")
+    """Draw how far training turned each row of the table."""
+    torch.manual_seed(model.args.model_seed)  # as in train(), so the same rows are drawn again
+    initial = SortednessEncoder(model.args).encoding.table.detach()
+    cosine = F.cosine_similarity(model.encoding.table.detach().cpu(), initial, dim=1)
+    fig, ax = common.subplots(height=3)
+    ax.plot(cosine[:48].clamp(max=1).acos().rad2deg(), "o-")
+    ax.set(title="Training turns the rows of positions 0 to 15 only", xlabel="position",
+           ylabel="angle to the initial row (degrees)")
     return fig
 
 # 7b. Is it the unseen positions, or the unseen length?

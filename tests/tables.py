@@ -43,12 +43,6 @@ def percent(value, digits=1):
     return f"{100 * value:.{digits}f}"
 
 
-# ---- (\d\. .*?) -+$", line)
-            if match:
-                rows.append([f"[{script}]({script}#L{i}), line {i}", match[1]])
-    return table(["where", "what"], rows)
-
-
 # --------------------------------------------------------------------------------------------------
 # Addition
 
