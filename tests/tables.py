@@ -23,6 +23,7 @@ import positional_sorting as sort
 TOP = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "out/report.md")
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n(.*?)<!-- end -->", re.S)
+STARTS = (0, 16, 32, 64, 104, 124, 160, 240)  # of the lists shown
 SETTINGS = {"": "no mask", "-causal": "causal mask",
             "-causal-random-start": "causal mask, random starts"}
 
@@ -169,12 +170,11 @@ def positions():
     rows = []
     for folder, row in found.items():
         means = [percent(mean(column), 0) for column in zip(*row["start"])]
-        shown = [means[sort.POSITIONS.index(start)] for start in (0, 16, 64, 104, 124, 160, 240)]
+        shown = [means[sort.POSITIONS.index(start)] for start in STARTS]
         window = row["window"]
         spread = f"{percent(mean(window))} ({percent(min(window))} to {percent(max(window))})"
         rows.append([folder.removeprefix("sorting/"), *shown, spread])
-    starts = (f"16 from {start}" for start in (0, 16, 64, 104, 124, 160, 240))
-    return table(["model", *starts, "256, window of 16"], rows)
+    return table(["model", *(f"16 from {start}" for start in STARTS), "256, window of 16"], rows)
 
 
 def swaps():
