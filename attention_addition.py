@@ -610,7 +610,7 @@ def analyze(args):
     models = common.find_models(jobs, command_line(), load, train)["addition"]
     data = load_data(models[0].args)
     tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}}
-    for model in reversed(models):  # the first is left for the figures
+    for model in models:
         seed = model.args.model_seed
         weights = attention_of(model, data["test"])
         attention = {head: w.double().mean(dim=0).tolist() for head, w in weights.items()}
@@ -625,13 +625,15 @@ def analyze(args):
     out = Path(args.out_dir, "addition")
     for name, found in tables.items():
         common.save(out / f"head_analysis/{name}.json", found)
-    common.save(out / "head_analysis/ablation.png", draw_ablation(ablation))
-    common.save(out / "head_analysis/carry.png", draw_carries(carry))
+    first = {name: found[models[0].args.model_seed] for name, found in tables.items()}
+    common.save(out / "head_analysis/ablation.png", draw_ablation(first["ablation"]))
+    common.save(out / "head_analysis/carry.png", draw_carries(first["carry"]))
     names = [place[0].upper() for place in PLACES[:model.args.num_digits]][::-1]
-    fig = draw_attention(attention, [*names, "+", *names], ["Th", *names], "Mean of test problems")
+    title = "Mean over test problems"
+    fig = draw_attention(first["attention"], [*names, "+", *names], ["Th", *names], title)
     common.save(out / "attention_patterns/mean.png", fig)
     if model.args.num_digits == 3:
-        draw_examples(model, EXAMPLES, args)
+        draw_examples(models[0], EXAMPLES, args)
 
 def load(path):
     """Return the model in a file that --mode train has written."""
