@@ -132,8 +132,7 @@ def side_by_side(function, jobs):
     if len(jobs) == 1:
         function(jobs[0])
     elif jobs:
-        processes = multiprocessing.get_context("spawn")
-        with processes.Pool(min(len(jobs), os.cpu_count()), prepare, ["train"]) as pool:
+        with multiprocessing.get_context("spawn").Pool(None, prepare, ["train"]) as pool:
             list(pool.imap(function, jobs))
 
 def adamw(model, args, beta2):
@@ -216,6 +215,7 @@ def prepare(mode):
     if multiprocessing.parent_process():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began
     if mode != "infer":
+        os.environ.pop("MPLBACKEND", None)  # one that is not installed would stop the import
         import matplotlib
         matplotlib.rcdefaults()
 

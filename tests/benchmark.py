@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from tests.reference import TorchAdder
 
-
 def take_turns(name, ours, theirs, rounds):
     """Time two functions alternately and print one row of the table."""
     times = []
@@ -32,7 +31,6 @@ def take_turns(name, ours, theirs, rounds):
     ours_ms, theirs_ms = (statistics.median(column) for column in zip(*times))
     print(f"{name:<40} {ours_ms:8.2f} {theirs_ms:10.2f} {ratio:8.2f}")
 
-
 def training_step(model, args, source, target):
     """A function that makes one whole training step, as train() does."""
     optimizer = common.adamw(model, args, beta2=0.95)
@@ -43,7 +41,6 @@ def training_step(model, args, source, target):
         loss.backward()
         optimizer.step()
     return step
-
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark")
@@ -60,7 +57,6 @@ def main():
     take_turns("forward", lambda: ours(source, target), lambda: theirs(source, target), rounds)
     take_turns("forward + backward + update", training_step(ours, args, source, target),
                training_step(TorchAdder(add.Adder(args)), args, source, target), rounds)
-
 
 if __name__ == "__main__":
     main()

@@ -4,8 +4,10 @@ import io
 import multiprocessing
 import os
 import runpy
+import shlex
 import sys
 import tempfile
+import unittest
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -32,7 +34,6 @@ def be_script(script, words, streams, folder):
 def run(script, *arguments):
     """Return its returncode, stdout and stderr (bytes)."""
     with tempfile.TemporaryDirectory() as streams:
-        Path(streams, "stdin").touch()
         given = (str(TOP / script), arguments, streams, os.getcwd())
         process = PROCESSES.Process(target=be_script, args=given)
         process.start()
@@ -40,23 +41,40 @@ def run(script, *arguments):
         out, err = [Path(streams, name).read_bytes() for name in ("stdout", "stderr")]
     return SimpleNamespace(returncode=process.exitcode, stdout=out, stderr=err)
 
-def call(script, *arguments, stdin=""):
-    """The same for an imported script (the module), in this process; the texts in lines."""
-    texts = io.StringIO(), io.StringIO()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("sys.argv", [script.__file__, *arguments]))
-        stack.enter_context(mock.patch("sys.stdin", io.StringIO(stdin)))
-        stack.enter_context(contextlib.redirect_stdout(texts[0]))
-        stack.enter_context(contextlib.redirect_stderr(texts[1]))
+def call(script, words, stdin=""):
+    """Do it in this process; script is the imported module. Both streams are lists of lines."""
+    argv = mock.patch("sys.argv", [script.__file__, *words])
+    keyboard = mock.patch("sys.stdin", io.StringIO(stdin))
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with argv, keyboard, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             common.run(script.main, script.command_line())
-            code = 0
         except SystemExit as end:
             code = end.code
-    out, err = [text.getvalue().splitlines() for text in texts]
-    return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+    lines = [stream.getvalue().splitlines() for stream in (out, err)]
+    return SimpleNamespace(returncode=code, stdout=lines[0], stderr=lines[1])
 
-def contents(folder="."):
+def contents(folder=".", pattern="*"):
     """Return {path: bytes} of all files below a folder."""
-    return {path.as_posix(): path.read_bytes() for path in Path(folder).rglob("*")
-            if path.is_file()}
+    paths = filter(Path.is_file, Path(folder).rglob(pattern))
+    return {path.as_posix(): path.read_bytes() for path in paths}
+
+class CommandCase(unittest.TestCase):
+    def wrong(self, script, sentence, line):
+        """A command line that ends in this sentence and changes no file; what it says before."""
+        before = contents()
+        with self.subTest(line):
+            result = call(script, shlex.split(line))
+            *said, last = result.stderr
+            self.assertRegex(last, f"^error: .*{sentence}")
+            self.assertEqual(result.returncode, 2)
+            self.assertNotRegex("".join(result.stderr), "(?i)remove|delete|traceback|error.*error")
+            self.assertEqual(contents(), before)
+            return said
+
+    def good(self, script, line, stdin="", train=None):
+        """One that works, without a training unless one is given."""
+        with mock.patch.object(script, "train", train):
+            result = call(script, shlex.split(line), stdin)
+        self.assertEqual(result.returncode, 0, (line, result.stderr))
+        return result

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import common
 
-
 def labels_of(logs):
     """Name each run by those of its flags in which not all runs agree."""
     labels = []
@@ -21,7 +20,6 @@ def labels_of(logs):
                 parts.append(f"{flag} {value}")
         labels.append(", ".join(parts) or log["args"]["folder"])
     return labels
-
 
 def draw(logs):
     """Draw validation loss and accuracy over the steps, a line per run; return the figure."""
@@ -36,7 +34,6 @@ def draw(logs):
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower left")
     return fig
 
-
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.compare")
     parser.add_argument("logs", nargs="+", help="training_log.json of each run")
@@ -45,7 +42,6 @@ def main():
     logs = [json.loads(Path(path).read_text()) for path in args.logs]
     common.save(Path(args.out), draw(logs))
     print(f"wrote {args.out}")
-
 
 if __name__ == "__main__":
     main()

@@ -20,14 +20,12 @@ PAIRS = {  # (data seed, model seed)
     "sorter": [*zip(range(9801, 9811), range(981, 991))],
 }
 
-
 def confirm_adder(flags):
     """The errors of one model among all problems."""
     args = add.command_line().parse_args(flags)
     add.train(args)
     model = add.load(Path(args.out_dir, "addition", "best_model.pth"))
     return add.count_wrong(model)[0]
-
 
 def confirm_sorter(flags):
     """The lowest recall in percent of any kind at any length."""
@@ -41,7 +39,6 @@ def confirm_sorter(flags):
         _, _, recall = sort.evaluate(model, data)
         lowest = min(lowest, 100 * min(recall.values()))
     return round(lowest, 2)
-
 
 def main():
     what = sys.argv[1]
@@ -57,7 +54,6 @@ def main():
         print(f"data seed {data_seed}, model seed {model_seed}: {results[-1]}", flush=True)
     perfect = results.count(0 if what == "adder" else 100.0)
     print(f"{what}: {sorted(results)}; without a single error: {perfect} of {len(results)}")
-
 
 if __name__ == "__main__":
     main()

@@ -19,23 +19,19 @@ import positional_sorting as sort
 
 TOP = Path(__file__).resolve().parents[1]
 
-
 def commands():
     """The command lines in the README's table of experiments, in its order."""
     table = (TOP / "README.md").read_text().split("\n## Experiments\n")[1].split("\n## ")[0]
     return re.findall(r"^\| `python ([^`]+)` \|", table, re.M)
 
-
 def wrong(result):
     """How many of all problems the adder got wrong."""
     return int(re.search(r"([\d,]+) of all [\d,]+ problems wrong", result.stdout)[1].replace(",", ""))
-
 
 def recall(result, length, kind):
     """The recall of a kind of list by ALiBi with a causal mask, in percent."""
     path = result.out / "sorting" / "extrapolation" / "extrapolation_results.json"
     return 100 * json.loads(path.read_text())["sorting/alibi-causal"][str(length)]["recall"][kind]
-
 
 def lowest(result):
     """The lowest recall in percent of any kind at any length."""
@@ -44,7 +40,6 @@ def lowest(result):
         for kind in ("sorted", *sort.UNSORTED):
             found = min(found, recall(result, length, kind))
     return found
-
 
 CHECKS = {  # words of the command line: what must hold
     "999+1": lambda r: r.returncode == 2 and "numbers of 3 digits" in r.stderr,
@@ -57,7 +52,6 @@ CHECKS = {  # words of the command line: what must hold
     "--slope 0.0625": lambda r: lowest(r) < 90,
 }
 LONG = "--carry-chains 0"
-
 
 def experiment(command, folder):
     """Run one command; return (command, whether its check holds, seconds, its result)."""
@@ -72,7 +66,6 @@ def experiment(command, folder):
     except (TypeError, KeyError, OSError):  # it did not get so far as to write what is checked
         holds = False
     return command, holds, time.time() - start, result
-
 
 def main():
     """Print a line for each experiment; exit code 1 if one no longer shows what it should."""
@@ -92,7 +85,6 @@ def main():
                 failed = True
                 print(result.stdout, result.stderr)
     sys.exit(int(failed))
-
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,6 @@ FORMS = {  # what to print about a form of this mask, and the mask in this form
 }
 close = functools.partial(torch.allclose, rtol=1e-3, atol=1e-4)
 
-
 def attend(function, x, mask=None):
     """Return the output. Each required parameter gets x, rolled so that q, k and v differ."""
     parameters = inspect.signature(function).parameters.values()
@@ -33,14 +32,12 @@ def attend(function, x, mask=None):
     result = function(*inputs, **{name: mask for name in masks[:1]})
     return result[0] if isinstance(result, tuple) else result  # the weights may come second
 
-
 def check(name, passed, words, outputs=(), faults={}):
     """Return the line of a check. A fault {words: its output} that gives an output says more."""
     for fault, wrong in faults.items():
         if any(close(output, wrong) for output in outputs):
             words = fault
     return f"ok     {name}" if passed else f"WRONG: {name}: {words}"
-
 
 def check_mask(function, x, right, faults):
     """Return the line about the mask. The first form that gives the right output counts."""
@@ -55,7 +52,6 @@ def check_mask(function, x, right, faults):
     if not outputs:
         attend(function, x, CAUSAL)  # it takes no form: let its error be printed
     return check("mask", False, "it leaks; set scores to -infinity before softmax", outputs, faults)
-
 
 def check_function(function):
     x = torch.randn(B, H, T, D, requires_grad=True)
@@ -81,7 +77,6 @@ def check_function(function):
         "it comes after the softmax; it must come before": (scores.softmax(-1) * CAUSAL) @ v,
     })
 
-
 def check_module(kind):
     forward = kind(C, H).eval().forward
     x = torch.randn(B, T, C)
@@ -96,7 +91,6 @@ def check_module(kind):
     yield check("heads", not blind and close(swapped, output[:, [0, 1, 2, 4, 3]]), words)
     shorter = [attend(forward, x[:, :i + 1])[:, -1] for i in range(T)]  # without hidden tokens
     yield check_mask(forward, x, torch.stack(shorter, dim=1), {"it is ignored": output})
-
 
 def main():
     parser = argparse.ArgumentParser("python -m tests.grade", description="Find a student's faults")
@@ -124,7 +118,6 @@ def main():
             print(f"WRONG: it raises {type(error).__name__}: {error}")
             status = 1
     parser.exit(status)
-
 
 if __name__ == "__main__":
     main()

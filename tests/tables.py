@@ -27,10 +27,8 @@ STARTS = (0, 16, 32, 64, 104, 124, 160, 240)  # of the lists shown
 SETTINGS = {"": "no mask", "-causal": "causal mask",
             "-causal-random-start": "causal mask, random starts"}
 
-
 def load(name):
     return json.loads((TOP / "out" / "reference" / name).read_text())
-
 
 def table(head, rows):
     rows = [[str(cell) for cell in row] for row in (head, *rows)]
@@ -39,14 +37,10 @@ def table(head, rows):
     rows.insert(1, dashes)
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
-
 def percent(value, digits=1):
     return f"{100 * value:.{digits}f}"
 
-
-# --------------------------------------------------------------------------------------------------
-# Addition
-
+# ---- Addition ------------------------------------------------------------------------------------
 
 def adder():
     log = load("addition/training_log.json")
@@ -56,7 +50,6 @@ def adder():
         ["parameters", f"{log['n_params']:,}"],
         [f"test problems right, of {test['n']:,}", percent(test["accuracy"], 2) + "%"],
         [f"wrong of all {exhaustive['n']:,} problems", exhaustive["errors"]]])
-
 
 def attended(head, grid):
     """What each digit attends to most, in words; the two digits of a column count together."""
@@ -73,7 +66,6 @@ def attended(head, grid):
         parts.append(f"{query}→{key} {weights[key]:.2f}")
     return ", ".join(parts)
 
-
 def heads():
     attention = load("addition/head_analysis/attention.json")["1"]
     ablation = load("addition/head_analysis/ablation.json")["1"]
@@ -87,7 +79,6 @@ def heads():
     return table(["head", "query→key that it attends to most", "points lost, mean",
                   "points lost, zeros", "carries that it flips alone (0.5 or more)"], rows)
 
-
 def pruning():
     rows = []
     for seed, found in load("addition/head_analysis/pruning.json").items():
@@ -98,7 +89,6 @@ def pruning():
                      percent(found["accuracy_without_all_of_those"])])
     return table(["model seed", f"of {n_heads} heads, removable each alone", "one after another",
                   "accuracy without all of the former (%)"], rows)
-
 
 def routes():
     rows = []
@@ -112,7 +102,6 @@ def routes():
         rows.append([name, *cells, f"{rates['all of dec']:.2f}"])
     return table(["carry", "strongest of the encoder", "all of it", "strongest of cross-attention",
                   "all of it", "all of decoder self-attention"], rows)
-
 
 def route_seeds():
     seeds = load("addition/head_analysis/carry.json").values()
@@ -129,10 +118,7 @@ def route_seeds():
     return table(["carry", "strongest encoder head", "all encoder heads",
                   "strongest cross-attention head"], rows)
 
-
-# --------------------------------------------------------------------------------------------------
-# Sorting
-
+# ---- Sorting -------------------------------------------------------------------------------------
 
 def setting_rows(cells_of):
     """A row per setting and encoding: their names, and what cells_of(its results) returns."""
@@ -144,26 +130,21 @@ def setting_rows(cells_of):
                 rows.append([name, pe, *cells_of(results[f"sorting/{pe}{setting}"])])
     return rows
 
-
 def lengths():
     return list(load("sorting/extrapolation/extrapolation_results.json")["sorting/none"])
-
 
 def sorting():
     rows = setting_rows(lambda found: [percent(row["mean"]) for row in found.values()])
     return table(["setting", "encoding", *lengths()], rows)
-
 
 def extrapolation():
     def cells_of(found):
         return [f"{percent(row['mean'])} ± {percent(row['std'])}" for row in found.values()]
     return table(["setting", "encoding", *lengths()], setting_rows(cells_of))
 
-
 def kinds():
     rows = setting_rows(lambda found: [percent(x, 0) for x in found["256"]["recall"].values()])
     return table(["setting", "encoding", "sorted", *(k.replace("_", " ") for k in sort.UNSORTED)], rows)
-
 
 def positions():
     found = load("sorting/analysis/analysis.json")["positions"]
@@ -175,7 +156,6 @@ def positions():
         spread = f"{percent(mean(window))} ({percent(min(window))} to {percent(max(window))})"
         rows.append([folder.removeprefix("sorting/"), *shown, spread])
     return table(["model", *(f"16 from {start}" for start in STARTS), "256, window of 16"], rows)
-
 
 def swaps():
     rows = []
@@ -192,11 +172,9 @@ def swaps():
     return table(["length", "weight on the previous number, swapped list", "the same, sorted list",
                   "turned by that hidden state alone", "by all others"], rows)
 
-
 def rendered(text):
     """The document with every table made anew."""
     return BLOCK.sub(lambda m: f"<!-- table: {m[1]} -->\n{globals()[m[1]]()}<!-- end -->", text)
-
 
 if __name__ == "__main__":
     for document in DOCUMENTS:

@@ -19,7 +19,6 @@ from tests.command import run
 
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
 
-
 class Documents(unittest.TestCase):
     def setUp(self):
         self.texts = {name: (tables.TOP / name).read_text() for name in tables.DOCUMENTS}
@@ -114,7 +113,6 @@ class Documents(unittest.TestCase):
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                     uses = len(re.findall(rf"\b{node.name}\b", sources))
                     self.assertGreater(uses, 1, f"{name}: {node.name}")
-
 
 if __name__ == "__main__":
     unittest.main()

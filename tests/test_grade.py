@@ -69,7 +69,6 @@ WRONG = [
     (MODULE, "(B, T, C)", "(B, T, C)[..., :4]", "output shape: it is .*4.*"),
 ]
 
-
 class Grade(unittest.TestCase):
     def grade(self, path):
         output, errors = io.StringIO(), io.StringIO()

@@ -1,48 +1,38 @@
 """The sortedness encoder against PyTorch's attention, closed forms, invariances, brute force."""
 import hashlib
 import itertools
-import json
-import random
 import tempfile
 import unittest
 from pathlib import Path
+from statistics import mean, stdev
 from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn as nn
 from torch.testing import assert_close
 
 import common
 import positional_sorting as sort
-from common import UserError
 
-ALL = list(sort.ENCODINGS)
 ABSOLUTE = ["sinusoidal", "learned"]
 KINDS = ["sorted", *sort.UNSORTED]
 SMALL = ["--d-model=16", "--batch-size=64", "--n-train=2000", "--n-val=200", "--n-test=300",
          "--n-long=1000", "--lengths", "16", "32"]
 DATA = {}
-HALF_RIGHT = []  # ALiBi with a causal mask, after a training of a second
-
 
 def setUpModule():
     unittest.enterModuleContext(mock.patch("builtins.print"))
     folder = unittest.enterModuleContext(tempfile.TemporaryDirectory())
     SMALL.extend([f"--data-dir={folder}/data", f"--out-dir={folder}/out"])
     common.prepare("train")
-    HALF_RIGHT.append(fit("alibi", "--causal", "--steps=150", warmup=20)[0].double())
     names = ["val", "test", "extrapolation/16", "extrapolation/32"]
     DATA.update(sort.load_data(flags(*SMALL), names))
-
 
 def flags(*typed, pe="none", **others):
     """What train() gets; others are set as attributes, not typed."""
     args = sort.command_line().parse_args(["--pe", pe, *typed])
     (args,) = sort.settings(args, [(args.causal, args.random_start)])
-    vars(args).update(others)
-    return args
-
+    return sort.Namespace(**vars(args) | others)
 
 def fit(pe, *typed, **others):
     """Train a small model; return it, as it is on disk, and its log."""
@@ -51,148 +41,108 @@ def fit(pe, *typed, **others):
         sort.train(args)
     return sort.load(Path(args.out_dir, args.folder, args.file)), save_log.call_args.args[1]
 
-
 def random_model(pe, *typed):
     torch.manual_seed(0)
     sizes = ["--n-layer=2", "--n-head=2", "--d-model=16", "--d-ff=24", "--max-len=256"]
     model = sort.SortednessEncoder(flags(*sizes, *typed, pe=pe))
-    nn.init.normal_(model.token_embedding.weight)  # large enough to tell numbers apart
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5)  # also what is 0, 1 or small at first
     return model.double().eval()
 
-
-def some_lists(n, length):
-    return torch.randint(100, (n, length), generator=torch.Generator().manual_seed(0))
-
-
 class Data(unittest.TestCase):
+    def setUp(self):
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
     def load(self, *names, typed=(), **others):
         return sort.load_data(flags(f"--data-dir={self.folder}", *typed, **others), names)
 
-    def setUp(self):
-        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+    def texts(self):
+        return {path.stem: path.read_text() for path in sorted(self.folder.rglob("*.jsonl"))}
 
-    def write(self, name, *records):
-        text = "\n".join(map(json.dumps, records))
-        Path(self.folder, "sorting").mkdir(exist_ok=True)
-        Path(self.folder, "sorting", name).write_text(text)
-
-    def read(self):
-        paths = sorted(Path(self.folder).rglob("*.jsonl"))
-        return {path.stem: path.read_text() for path in paths}
-
-    def test_default_data(self):
-        """Labels, kinds and lengths and their shares; pairs of the same numbers, all different."""
-        self.load("train")
-        all_pairs = []
-        for name, text in self.read().items():
+    def test_records(self):
+        """Labels, kinds, lengths; in pairs of the same numbers, which no two pairs share."""
+        pairs = []
+        for name, records in sort.make_data(flags()).items():
             n_moved = {kind: [] for kind in KINDS}
-            records = [json.loads(line) for line in text.splitlines()]
             for record in records:
                 x, kind = record["sequence"], record["kind"]
-                self.assertEqual((record["is_sorted"], record["length"]), (x == sorted(x), len(x)))
-                moved = [i for i in range(len(x)) if x[i] != sorted(x)[i]]
+                pairs.append(tuple(sorted(x)))
+                moved = [i for i in range(len(x)) if x[i] != pairs[-1][i]]
                 n_moved[kind].append(len(moved))
+                self.assertEqual((record["is_sorted"], record["length"]), (not moved, len(x)))
+                most = {"sorted": 0, "adjacent_swap": 2, "random_swap": 2,
+                        "swaps": 2 * max(2, len(x) // 3)}
+                self.assertLessEqual(len(moved), most.get(kind, len(x)))
                 if kind == "adjacent_swap":
                     i, j = moved
                     self.assertLessEqual(set(x[i:j]), {x[i], x[j]})  # neighbours, but for equals
-                elif kind == "swaps":
-                    self.assertLessEqual(len(moved), 2 * max(2, len(x) // 3))
                 elif kind == "reversed":
                     self.assertEqual(x, sorted(x, reverse=True))
             n = len(records)
             self.assertEqual([len(n_moved[kind]) for kind in KINDS], [n // 2] + 5 * [n // 10])
-            self.assertEqual([set(n_moved[kind]) for kind in KINDS[:3]], [{0}, {2}, {2}])
-            self.assertTrue(2.5 < np.mean(n_moved["swaps"]) < np.mean(n_moved["shuffled"]) - 1)
-            lengths = [record["length"] for record in records]
-            expected = {int(name)} if name.isdecimal() else {*range(8, 17)}
-            self.assertEqual(set(lengths), expected)
-            expected = {"train": 1 / 2, "val": 1 / 9, "test": 1 / 9, "16": 1}.get(name, 0)
-            self.assertAlmostEqual(lengths.count(16) / n, expected, delta=0.03)
-            pairs = [tuple(sorted(record["sequence"])) for record in records]
-            narrow = [x[-1] - x[0] < 30 for x in pairs]
-            self.assertAlmostEqual(np.mean(narrow), 0.36, delta=0.05)
-            all_pairs += pairs
-        self.assertEqual(set(itertools.chain(*all_pairs)), set(range(100)))
-        self.assertEqual(all_pairs[0::2], all_pairs[1::2])
-        self.assertEqual(2 * len(set(all_pairs)), len(all_pairs))
-        digest = "99b751fe50c0cc2c97c1207c014b746a3da404c37e5f7a86a9231ef447942586"
-        found = hashlib.sha256("".join(self.read().values()).encode()).hexdigest()
-        self.assertEqual(found, digest)
+            self.assertTrue(2.5 < mean(n_moved["swaps"]) < mean(n_moved["shuffled"]) - 1)
+            lengths = [len(x) for x in pairs[-n:]]
+            self.assertEqual(set(lengths), {int(name[14:])} if "/" in name else {*range(8, 17)})
+            of_16 = {"train": 1 / 2, "val": 1 / 9, "test": 1 / 9, "extrapolation/16": 1}
+            self.assertAlmostEqual(lengths.count(16) / n, of_16.get(name, 0), delta=0.03)
+            self.assertAlmostEqual(mean(x[-1] - x[0] < 30 for x in pairs[-n:]), 0.36, delta=0.05)
+        self.assertEqual(pairs[0::2], pairs[1::2])
+        self.assertEqual(2 * len(set(pairs)), len(pairs))
+        self.assertEqual(set(itertools.chain(*pairs)), set(range(100)))
+        self.load("train")  # writes the same
+        found = hashlib.sha256("".join(self.texts().values()).encode()).hexdigest()
+        self.assertEqual(found, "99b751fe50c0cc2c97c1207c014b746a3da404c37e5f7a86a9231ef447942586")
 
     def test_what_depends_on_which_flag(self):
-        typed = ["--n-train=19", "--n-val=20", "--n-test=20", "--n-long=20", "--lengths"]
-        found = []
-        for other in (["20", "64", "32", "--kinds", "swaps"], ["32"]):
-            self.load("val", typed=[*typed, *other], mode="gendata")
-            found.append(self.read())
-        self.assertEqual([found[0].pop("train").count(kind) for kind in KINDS], [10, 0, 0, 9, 0, 0])
-        del found[1]["train"], found[0]["20"], found[0]["64"]
-        self.assertEqual(found[0], found[1])
-        self.load("train", "val", typed=[*typed[:3], "--n-long=7", "--lengths", "40"])
-        for name in ("n_train", "n_val", "n_test", "seed", "n_long"):
-            flag = f"--{name.replace('_', '-')}=3"
-            with self.assertRaisesRegex(UserError, rf"was made with {name} \d+; type [^.]*$"):
-                self.load("extrapolation/32", typed=[*typed[:4], flag])
-        with self.assertRaisesRegex(UserError, r"was made with kinds \[.*\]; type [^.]*$"):
-            self.load("train", typed=[*typed[:4], "--kinds", "swaps"])
-        with self.assertRaisesRegex(UserError, "extrapolation/40.jsonl is missing; type [^.]*$"):
-            self.load("extrapolation/40", typed=typed[:4])
+        sizes = ["--n-train=19", "--n-val=20", "--n-test=20", "--n-long=20"]
+        self.load("val", typed=[*sizes, "--lengths=32"])
+        before = self.texts()
+        made = [*sizes, "--kinds=swaps"]
+        self.load("val", typed=[*made, "--lengths", "20", "32"], mode="gendata")
+        after = self.texts()
+        self.assertEqual({x for x in after if after[x] != before.get(x)}, {"20", "train"})
+        self.assertEqual([after["train"].count(f'"{x}"') for x in KINDS], [10, 0, 0, 9, 0, 0])
+        self.load("train", "val", typed=[*made, "--n-long=7", "--lengths=40"])
+        for name in ("n_train", "n_val", "n_test", "n_long", "seed", "kinds"):
+            flag = f"--{name.replace('_', '-')}={'reversed' if name == 'kinds' else 3}"
+            with self.assertRaisesRegex(common.UserError, f"was made with {name} [^,;]+; type [^.]+$"):
+                self.load("extrapolation/20", typed=[*made, flag])
 
-    def test_own_data_are_used_as_they_are(self):
-        """The keys of the assignment, any number of records, JSON Lines or an array."""
-        rising = {"sequence": [1, 2, 2], "is_sorted": 1, "length": 3}
-        falling = {"sequence": [9, 4], "is_sorted": 0, "length": 2}
-        self.write("train.jsonl", rising, falling, falling | {"kind": "swaps"})
-        self.write("val.json", [falling, rising])
-        (lists, kinds), val = self.load("train", "val").values()
-        self.assertEqual(lists.tolist(), [[1, 2, 2], [9, 4, sort.PAD], [9, 4, sort.PAD]])
-        self.assertEqual([kinds, val[1]], [["sorted", "unsorted", "swaps"], ["unsorted", "sorted"]])
-        with self.assertRaisesRegex(UserError, "holds data of your own"):
-            self.load("train", mode="gendata")
-
-    def test_a_wrong_record_is_named(self):
+    def test_own_data(self):
+        """Used as they are, JSON Lines or an array; a wrong record is named."""
         good = {"sequence": [1, 2, 2], "is_sorted": 1, "length": 3}
-        long = {"sequence": 513 * [7], "is_sorted": 1, "length": 513}  # --max-len is 512
-        wrong = [long, 7, [1, 2, 2], {"sequence": [1, 2, 2]}, good | {"is_sorted": 0}]
-        wrong += [good | {"length": 2}, good | {"length": None}]
-        for x in ([1, 2, 100], [1, -2, 2], [1, 2, 2.0], [1], [], "122", None):
+        swap = {"sequence": [9, 4], "is_sorted": 0, "length": 2}
+        common.save(self.folder / "sorting/val.json", [swap, good])
+        lists, kinds = self.load("val")["val"]
+        self.assertEqual(lists.tolist() + kinds, [[9, 4, 100], [1, 2, 2], "unsorted", "sorted"])
+        wrong = [7, [1, 2], {"sequence": [1, 2]}, good | {"is_sorted": 0}, good | {"length": 2}]
+        for x in ([1, 2, 100], [-2, 2], [1, 2.0], [1], [], "12", 513 * [7], None):
             wrong.append({"sequence": x, "is_sorted": 1, "length": len(x or [])})
         for record in wrong:
-            self.write("train.jsonl", good, record, good)
-            with self.assertRaisesRegex(UserError, r"sorting/train, record 2: .*; mend it"):
-                self.load("train")
-        self.write("val.json", [long, good, good | {"length": 9}])
-        with self.assertRaisesRegex(UserError, "val, record 3: is_sorted or length is wrong"):
-            self.load("val", typed=["--max-len=513"])
+            common.save(self.folder / "sorting/test.jsonl", [good, record, good])
+            with self.assertRaisesRegex(common.UserError, "sorting/test, record 2: .*; mend it"):
+                self.load("test")
 
     def test_shift_keeps_order_and_range(self):
         lists = sort.pad([[3, 15, 27], [5, 5, 4, 99], [7, 6], [0, 99]])
         present = lists != sort.PAD
         shifted = sort.shift_numbers(lists.repeat(9999, 1), None).view(9999, 4, 4)
         self.assertTrue((shifted[:, ~present] == sort.PAD).all())
-        self.assertTrue((shifted[:, present] >= 0).all() and (shifted[:, present] <= 99).all())
-        amount = shifted - lists
-        self.assertTrue((amount == amount[..., :1])[:, present].all())
+        self.assertEqual(shifted[:, present].aminmax(), (0, 99))
+        self.assertTrue(((shifted - lists).diff() == 0)[:, present[:, 1:]].all())
         self.assertEqual(set(shifted[:, 2, 1].tolist()), set(range(99)))  # all there is room for
 
-
 class Encodings(unittest.TestCase):
-    def test_sinusoids(self):
-        position = torch.tensor([[0, 1, 15], [16, 100, 299]])
-        angle = position.numpy()[..., None] / 10_000 ** (2 * np.arange(8) / 16)
-        found = sort.sinusoids(position, 16).numpy()
-        np.testing.assert_allclose(found[..., 0::2], np.sin(angle), atol=3e-5)
-        np.testing.assert_allclose(found[..., 1::2], np.cos(angle), atol=3e-5)
-
-    def test_rope_is_multiplication_by_a_complex_number(self):
-        x = torch.randn(2, 3, 5, 8)
-        position = torch.tensor([0, 1, 5, 16, 255])
-        factor = torch.polar(torch.ones(5, 4), position[:, None] / 10.0 ** torch.arange(4))
-        expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * factor)
-        found = sort.Rope(flags()).rotate(x, position)
-        assert_close(found, expected.flatten(-2), rtol=1e-4, atol=1e-4)
-
-    def test_alibi(self):
+    def test_closed_forms(self):
+        """Sinusoids are waves exp(i position frequency), RoPE multiplies by them, ALiBi."""
+        position = np.array([0, 1, 5, 16, 255])
+        waves = np.exp(1j * position[:, None] / 10.0 ** np.arange(4))
+        found = sort.sinusoids(torch.tensor(position), 8).numpy()
+        np.testing.assert_allclose(found[:, 1::2] + 1j * found[:, 0::2], waves, atol=3e-5)
+        x = np.random.randn(2, 3, 5, 8)
+        found = sort.Rope(flags()).rotate(torch.tensor(x), torch.tensor(position)).numpy()
+        expected = (x[..., 0::2] + 1j * x[..., 1::2]) * waves
+        np.testing.assert_allclose(found[..., 0::2] + 1j * found[..., 1::2], expected, atol=1e-4)
         scores = torch.randint(9, (2, 8, 6, 6)).double()
         found = sort.Alibi(flags("--n-head=8", "--slope=0.5")).bias(scores, torch.arange(6))
         for h, i, j in itertools.product(range(8), range(6), range(6)):  # as in the paper
@@ -204,65 +154,207 @@ class Encodings(unittest.TestCase):
         """Sorted, distinct, in range; padding last; new in training, the same in evaluation."""
         encoding = sort.Randomized(flags("--max-len=64"))
         present = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-        found = {True: [], False: []}
-        for i in range(400):
-            encoding.train(i % 2 == 0)
-            with mock.patch.object(sort, "sinusoids", return_value=0) as sinusoids:
+        with mock.patch.object(sort, "sinusoids", return_value=0) as sinusoids:
+            for i in range(400):
+                encoding.train(i < 200)
                 encoding.embed(torch.zeros(2, 6, 8), torch.arange(6), present)
-            long, short = sinusoids.call_args.args[0].tolist()
+        found = [call.args[0].tolist() for call in sinusoids.call_args_list]
+        for long, short in found:
             self.assertEqual([long, short], [sorted(set(long)), sorted(set(short[:4])) + [64, 64]])
-            found[encoding.training].append(long)
-        self.assertEqual(set(sum(found[True], [])), set(range(64)))
-        self.assertEqual(found[False], 200 * found[False][:1])
-
-    def test_settings(self):
-        """Folders and flags; a random start is dropped where it changes nothing."""
-        gap = {*range(100), *range(140, 256)}
-        touched = {"everywhere": {*range(256)}, "gap": gap, "early": {*range(121)}}
-        expected = []
-        for pe in ALL:
-            expected += [(f"sorting/{pe}", pe, False, None), (f"sorting/{pe}-causal", pe, True, None)]
-        for name, starts in sort.STARTS.items():
-            found = {start + i for start in starts for i in range(16)}
-            self.assertEqual(found, touched[name])  # positions that are in some list of 16
-            for pe in ABSOLUTE:
-                folder = f"sorting/{pe}-causal-random-start-{name}".removesuffix("-everywhere")
-                expected.append((folder, pe, True, name))
-        args = sort.command_line().parse_args(["--model-seeds=2"])
-        jobs = sort.settings(args, [*sort.PANELS.values(), (True, "gap"), (True, "early")])
-        found = [(job.folder, job.pe, job.causal, job.random_start) for job in jobs]
-        self.assertEqual(sorted(found, key=str), sorted(2 * expected, key=str))
-        found = {(job.model_seed, job.file) for job in jobs}
-        self.assertEqual(found, {(1, "best_model.pth"), (2, "seeds/2.pth")})
-        with self.assertRaisesRegex(UserError, "--pe rpoe: type some of none,sinusoidal"):
-            flags(pe="rpoe")
-
+        self.assertEqual({i for long, _ in found[:200] for i in long}, set(range(64)))
+        self.assertEqual(found[200:], 200 * found[200:201])
 
 class Model(unittest.TestCase):
     def test_model_is_pytorchs(self):
-        """Answers, weights of attention and gradients, with padding, causal mask, window, bias."""
-        lists = some_lists(4, 12)
+        """Answers, weights of attention and gradients, with a bias, padding, mask and window."""
+        lists = torch.randint(100, (4, 12))
         lists[::2, 9:] = sort.PAD
         bias = torch.randn(4, 2, 12, 12).double()
-        later = torch.arange(12) - torch.arange(12)[:, None]
-        layer = nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=True)
-        theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16), enable_nested_tensor=False)
-        for pool, window in itertools.product(("max", "mean"), (None, 99, 5)):
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=True)
+        theirs = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        for pool, window in itertools.product(("max", "mean"), (None, 12, 5)):
             ours = random_model("learned", f"--pool={pool}", *["--causal"] * bool(window))
             ours.encoding.bias = lambda scores, position: scores + bias
-            for block, layer in zip(ours.blocks, theirs.double().layers):
-                qkv, output = block.attention.query_key_value, block.attention.output
-                layer.self_attn.load_state_dict({
-                    "in_proj_weight": qkv.weight, "in_proj_bias": qkv.bias,
-                    "out_proj.weight": output.weight, "out_proj.bias": output.bias})
-                layer.linear1.load_state_dict(block.feed_forward[0].state_dict())
-                layer.linear2.load_state_dict(block.feed_forward[2].state_dict())
-            hidden = (lists == sort.PAD)[:, None, None, :]
+            for block, layer in zip(ours.blocks, theirs.layers):
+                layer.self_attn.in_proj_weight = block.attention.query_key_value.weight
+                layer.self_attn.in_proj_bias = block.attention.query_key_value.bias
+                layer.self_attn.out_proj = block.attention.output
+                layer.linear1, _, layer.linear2 = block.feed_forward
+                layer.norm1, layer.norm2 = block.norm1, block.norm2
+            theirs.norm = ours.norm
+            mask = (lists != sort.PAD)[:, None, None, :]
             if window:
-                hidden = hidden | (later > 0) | (later <= -window)
-            mask = bias.masked_fill(hidden, -torch.inf).flatten(0, 1)
+                mask = mask & torch.ones(12, 12).tril().triu(1 - window).bool()
+            mask = bias.masked_fill(~mask, -torch.inf).flatten(0, 1)
             x = ours.token_embedding(lists) + ours.encoding.table[:12]
             rows = [h[numbers != sort.PAD] for h, numbers in zip(theirs(x, mask), lists)]
             pooled = [row.amax(0) if pool == "max" else row.mean(0) for row in rows]
-            expected = ours.to_logit(torch.stack(pooled)).squeeze(-1)
-            assert_close(ours(lists, 0, window), expected)
+            answers = [ours(lists, 0, window), ours.to_logit(torch.stack(pooled)).squeeze(-1)]
+            assert_close(*answers)
+            x = theirs.layers[0].norm1(x)
+            _, weights = theirs.layers[0].self_attn(x, x, x, None, True, mask, False)
+            assert_close(ours.blocks[0].attention.weights, weights.detach())
+            inputs = [ours.token_embedding.weight, theirs.layers[0].self_attn.in_proj_weight]
+            assert_close(*[torch.autograd.grad(answer.sum(), inputs) for answer in answers])
+
+    def test_order_start_and_padding(self):
+        """What cannot see the order, its mirror image, or where a list starts; all others do."""
+        lists = torch.randint(100, (32, 12))
+        start = torch.arange(1, 33)[:, None]
+        short = [x[:2 + i % 11].tolist() for i, x in enumerate(lists)]
+        for pe, pool, mask in itertools.product(sort.ENCODINGS, ("max", "mean"), ("", "--causal")):
+            model = random_model(pe, f"--pool={pool}", *mask.split())
+            others = [(lists[:, torch.randperm(12)], 0, pe == "none" and not mask),
+                      (lists.flip(1), 0, pe in ("none", "alibi") and not mask),
+                      (lists, start, pe not in ABSOLUTE)]
+            for *other, is_same in others:
+                change = (model(*other) - model(lists)).abs()
+                self.assertTrue(change.max() < 1e-5 if is_same else change.min() > 1e-5, (pe, mask))
+            alone = [model(torch.tensor([x]), int(first)) for x, first in zip(short, start)]
+            assert_close(model(sort.pad(short), start), torch.cat(alone))
+
+    def test_evaluate(self):
+        """Against one list at a time; predict() takes 256 of these at once."""
+        lists, kinds = DATA["extrapolation/32"]
+        model = random_model("sinusoidal", "--causal")
+        model.to_logit.bias.data -= sort.predict(model, lists).median()
+        logits = torch.cat([model(x[None], 7, 9) for x in lists]).detach().numpy()
+        loss, accuracy, recall = sort.evaluate(model.train(), (lists, kinds), 7, 9)
+        sign = np.array([1 if kind == "sorted" else -1 for kind in kinds])
+        self.assertAlmostEqual(loss, np.logaddexp(0, -sign * logits).mean(), places=6)
+        right = (logits > 0) == (sign > 0)
+        expected = {kind: right[np.array(kinds) == kind].mean() for kind in KINDS}
+        self.assertEqual((recall, model.training), (expected, False))
+        of_sorted, *of_unsorted = expected.values()
+        self.assertAlmostEqual(accuracy, (of_sorted + mean(of_unsorted)) / 2)
+        model.to_logit.bias.data += 1000
+        self.assertEqual(sort.score([model], (lists, kinds))["mean"], 0.5)  # a constant answer
+        self.assertEqual(sort.score([model], (lists, kinds))["std"], 0)  # of one model
+
+class Training(unittest.TestCase):
+    def test_rate_best_weights_and_table(self):
+        """Training turns the rows of its 16 positions in a learned table, and no other."""
+        model, log = fit("learned", "--steps=60", "--lr=0.1", warmup=20, eval_every=5)
+        rates = [0.1 * min(step / 20, (61 - step) / 60) for step in range(5, 61, 5)]
+        np.testing.assert_allclose([row["lr"] for row in log["history"]], rates)
+        best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        self.assertLess(best["step"], 60)
+        self.assertEqual(sort.evaluate(model, DATA["val"])[0], best["val_loss"])
+        self.assertEqual(sort.evaluate(model, DATA["test"])[1], log["test"]["accuracy"])
+        angles = sort.draw_table(model).axes[0].lines[0].get_ydata()
+        self.assertTrue(5 < min(angles[:16]) and max(angles[16:]) < 0.1, angles)
+        with self.assertRaisesRegex(common.UserError, "loss is not finite at step"):
+            fit("none", "--steps=9", "--lr=1e38")
+
+    def test_shift_and_random_starts(self):
+        """Each training list has its own. Validation lists are as they are, and start at 0."""
+        gap = {*range(100), *range(140, 256)}
+        expected = {"everywhere": {*range(256)}, "gap": gap, "early": {*range(121)}}
+        for name, starts in sort.STARTS.items():  # lists of 16 touch these positions:
+            self.assertEqual({start + i for start in starts for i in range(16)}, expected[name])
+        starts = []
+
+        def forward(model, x, start=0, window=None):
+            self.assertEqual((x == 42).all(), model.training)
+            starts.append(start)
+            return model.to_logit.bias.expand(len(x))
+
+        shift = mock.patch.object(sort, "shift_numbers", lambda x, _: torch.full_like(x, 42))
+        with mock.patch.object(sort.SortednessEncoder, "forward", forward), shift:
+            with mock.patch.dict(sort.STARTS, gap=[3, 4, 5, 9, 10]):
+                fit("sinusoidal", "--random-start", "gap", "--steps=5")
+        *training, val, test = starts
+        self.assertEqual([val, test, *map(len, training)], [0, 0] + 5 * [64])
+        self.assertEqual(set(torch.cat(training)[:, 0].tolist()), {3, 4, 5, 9, 10})
+
+    def test_evaluating_changes_no_weight(self):
+        evaluate = sort.evaluate
+        for pe in sort.ENCODINGS:
+            trained = []
+            for every in (1, 4):
+                with mock.patch.object(sort, "evaluate") as patched:  # the last is the best
+                    patched.side_effect = lambda *x: (evaluate(*x)[0], patched.call_count, {})
+                    trained.append(fit(pe, "--random-start", "--steps=4", eval_every=every)[0])
+            assert_close(*[model.state_dict() for model in trained], rtol=0, atol=0)
+
+class Analyses(unittest.TestCase):
+    def test_every_number_is_in_its_place(self):
+        """Accuracies are made up. There is a seventh encoding, a class and its name."""
+        class Seventh(sort.Encoding):
+            uses_start = True
+            embed = lambda self, x, position, present: x + position[..., None] % 5
+        ends = {None: "", "everywhere": "-random-start", "gap": "-random-start-gap",
+                "early": "-random-start-early"}
+
+        def made_up(folder, size, start=0, window=None):
+            return [hash((folder, size, start, window, seed)) % 10**6 / 10**6 for seed in (1, 2)]
+
+        def evaluate(model, data, start=0, window=None):
+            args = model.args
+            folder = f"sorting/{args.pe}" + "-causal" * args.causal + ends[args.random_start]
+            x = made_up(folder, data[0].numel(), start, window)[args.model_seed - 1]
+            return 0, x, {"turned_by_that_state": x}  # also in place of inspect_swaps
+
+        self.enterContext(mock.patch.object(sort, "evaluate", evaluate))
+        self.enterContext(mock.patch.object(sort, "inspect_swaps", lambda *x: evaluate(*x)[2]))
+        self.enterContext(mock.patch.dict(sort.ENCODINGS, seventh=Seventh))
+        self.enterContext(mock.patch.object(common, "side_by_side", lambda *x: list(map(*x))))
+        self.enterContext(mock.patch.object(common, "save_log"))
+        save = self.enterContext(mock.patch.object(common, "save", wraps=common.save))
+        args = sort.command_line().parse_args([*SMALL, "--steps=1", "--model-seeds=2"])
+        sort.extrapolate(args, sort.settings(args, sort.PANELS.values()))
+        sort.analyze(args)
+        saved = {call.args[0].name: call.args[1] for call in save.call_args_list}
+        results = saved["extrapolation_results.json"]
+        positions = saved["analysis.json"]["positions"]
+        self.assertEqual((len(results), len(positions)), (7 + 7 + 3, 7 + 3 + 3 + 3))
+        sizes = {"8-16": 300 * 16, "16": 1000 * 16, "32": 1000 * 32}
+        for folder, length in itertools.product(results, sizes):
+            x = made_up(folder, sizes[length])
+            expected = {"mean": mean(x), "std": stdev(x), "per_seed": x}
+            expected["recall"] = {"turned_by_that_state": mean(x)}
+            self.assertEqual(results[folder][length], expected)
+        for folder, found in positions.items():
+            late = [made_up(folder, sizes["16"], start) for start in sort.POSITIONS]
+            self.assertEqual(found["start"], [list(x) for x in zip(*late)])
+            self.assertEqual(found["window"], made_up(folder, sizes["32"], 0, 16))
+        for length, rows in saved["analysis.json"]["swaps"].items():
+            expected = made_up("sorting/alibi-causal", sizes[str(length)])
+            self.assertEqual([row["turned_by_that_state"] for row in rows], expected)
+        by_length = {16: [sizes["16"]], 32: [sizes["32"]]}
+        by_start = {start: [sizes["16"], start] for start in sort.POSITIONS}
+        panels = []
+        for title, end in zip(sort.PANELS, ("", "-causal", "-causal-random-start"), strict=True):
+            panels.append((title, end, [*sort.ENCODINGS], by_length))
+        for title, end in zip(sort.TRAINED, ends.values(), strict=True):
+            panels.append((f"trained at: {title}", "-causal" + end, ABSOLUTE, by_start))
+        axes = saved["extrapolation_curves.png"].axes + saved["positions.png"].axes
+        for ax, (title, end, encodings, measured) in zip(axes, panels, strict=True):
+            found = (ax.get_title(), [line.get_label() for line in ax.lines])
+            self.assertEqual(found, (title, encodings))
+            for pe, line in zip(encodings, ax.lines):
+                folder = f"sorting/{pe}{end if sort.ENCODINGS[pe].uses_start else end[:7]}"
+                points = [(x, 100 * mean(made_up(folder, *where))) for x, where in measured.items()]
+                np.testing.assert_allclose(line.get_xydata(), points, rtol=1e-5)
+
+    def test_swaps(self):
+        """One list after the other, with a model that is right on some of them."""
+        model, _ = fit("alibi", "--causal", "--steps=200", warmup=20)
+        model.double().to_logit.bias.data -= 0.5  # then it is wrong in both ways
+        lists, kinds = DATA["extrapolation/16"]
+        to_previous, turned = [], []
+        for swapped in lists[[kind == "adjacent_swap" for kind in kinds]]:
+            pair = torch.stack([swapped.sort().values, swapped])
+            (i,) = np.flatnonzero(swapped.diff() < 0) + 1
+            a, b = model.hidden_states(pair)
+            to_previous.append(model.blocks[0].attention.weights[:, :, i, i - 1].numpy())
+            if sort.solve(model, pair.tolist()) == [True, False]:
+                mixed = [[*a[:i], b[i], *a[i + 1:]], [*b[:i], a[i], *b[i + 1:]]]
+                logits = [model.to_logit(torch.stack(states).amax(0)) for states in mixed]
+                turned.append([logit.item() <= 0 for logit in logits])
+        found = sort.inspect_swaps(model, (lists, kinds))
+        found = [[found["to_previous_sorted"], found["to_previous_swapped"]],
+                 [found["turned_by_that_state"], found["turned_by_all_others"]]]
+        np.testing.assert_allclose(found[0], np.mean(to_previous, 0))
+        np.testing.assert_allclose(found[1], np.mean(turned, 0))
+        self.assertTrue(0 < found[1][1] < found[1][0] < 1, found)
