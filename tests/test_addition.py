@@ -157,7 +157,7 @@ class DataAndTraining(unittest.TestCase):
             assert_close(p, before[name] * (1 if spared else 0.95))
 
 class Model(unittest.TestCase):
-    def test_scaled_dot_product_is_pytheirs(self):
+    def test_scaled_dot_product_is_pytorchs(self):
         causal = torch.ones(5, 5).tril().bool()
         present = torch.arange(5) < torch.tensor([5, 2, 4])[:, None, None, None]
         for mask, scale in itertools.product((None, causal, present, causal & present), (1, 30)):
@@ -168,7 +168,7 @@ class Model(unittest.TestCase):
             (output.square().sum() + expected.square().sum()).backward()
             assert_close([output, weights @ ours[2], ours.grad], [expected, expected, theirs.grad])
 
-    def test_multi_head_attention_is_pytheirs(self):
+    def test_multi_head_attention_is_pytorchs(self):
         ours = add.MultiHeadAttention(d_model=24, n_head=3).double()
         x, memory = torch.randn(2, 5, 24).double(), torch.randn(2, 7, 24).double()
         hidden = torch.ones(5, 5).triu(1).bool()
@@ -178,7 +178,7 @@ class Model(unittest.TestCase):
                                                       average_attn_weights=False)
             assert_close([output, ours.weights], [expected, weights])
 
-    def test_model_is_pytheirs_transformer_and_does_not_look_ahead(self):
+    def test_model_is_pytorchs_transformer_and_does_not_look_ahead(self):
         model = random_model()
         source, target = add.tokenize(DATA["val"], model.args)
         logits = model(source, target)
@@ -201,7 +201,7 @@ class Model(unittest.TestCase):
             answers = answer @ torch.tensor([100, 10, 1])
             right = (answers == problems.sum(1)).double().mean().item()
             self.assertTrue(0.4 < right < 0.95, right)  # it has learned something, not everything
-            self.assertEqual(add.solve(model, problems), answers.tolist())
+            self.assertTrue(add.solve(model, problems) == answers.tolist())
             self.assertEqual(add.exact_match(model, problems), right)  # teacher-forced
             self.assertEqual(add.count_wrong(model), (round(8100 * (1 - right)), 8100))
             logits = model(source, target).transpose(1, 2)
@@ -238,34 +238,35 @@ class Model(unittest.TestCase):
             answers = digits @ torch.tensor([100, 10, 1])
             return (answers == DATA["test"].sum(1)).double().mean().item()
         for seed, model in MODELS.items():
-            _, weights, _ = add.run(model, DATA["test"])
+            add.run(model, DATA["test"])
+            attentions = [m for m in model.modules() if isinstance(m, add.MultiHeadAttention)]
+            means = sum([attention.weights.double().mean(0).tolist() for attention in attentions], [])
+            self.assertEqual(SAVED["attention.json"][seed], dict(zip(HEADS, means)))
             _, _, outputs = add.run(model, DATA["val"])
             table = {}
             for head in HEADS:
                 mean = outputs[head].mean(dim=0, keepdim=True)  # each token keeps its own
                 table[head] = {"zero": accuracy({head: 0}), "mean": accuracy({head: mean})}
-                attention = weights[head].double().mean(dim=0).tolist()
-                self.assertEqual(SAVED["attention.json"][seed][head], attention)
             ablation = {"n": 400, "baseline": accuracy({}), "heads": table,
                         "ranking": sorted(HEADS, key=lambda head: table[head]["mean"])}
             self.assertEqual(SAVED["ablation.json"][seed], ablation)
             self.assertEqual(SAVED["pruning.json"][seed], add.prune(model, DATA, ablation))
 
     def test_pruning(self):
-        """With made-up accuracies; on test two heads stand in for each other."""
-        costs = {"val": (0.5, 0, 0.2, 0.1, 0.3, 0.4), "test": (0.2, 0.02, 0, -0.015, 0.01, 0.1)}
+        """With made-up accuracies; of some pairs, each head stands in for the other."""
+        costs = {"val": (0.5, 0, 0.2, 0.1, 0.3, 0.45), "test": (0.2, 0.02, -0.015, 0, 0.01, 0.1)}
         def exact_match(model, problems, replace={}):
             zeros = [k for k in range(6) if replace.get(HEADS[k], 1) == 0]
-            both = problems == "test" and {2, 4} <= set(zeros)
+            both = {"val": {1, 3}, "test": {2, 4}}[problems] <= set(zeros)
             return 1 - 0.3 * both - sum(costs[problems][k] for k in zeros)
 
         heads = {head: {"zero": 1 - cost} for head, cost in zip(HEADS, costs["test"])}
         with mock.patch.object(add, "exact_match", exact_match):
             found = add.prune(None, {"val": "val", "test": "test"}, {"baseline": 1, "heads": heads})
-        self.assertEqual(found["order"], [HEADS[k] for k in (1, 3, 2, 4, 5, 0)])
+        self.assertEqual(found["order"], [HEADS[k] for k in (1, 2, 4, 3, 5, 0)])
         accuracy = [*found["accuracy"], found["accuracy_without_all_of_those"]]
-        assert_close(accuracy, [1, 0.98, 0.995, 0.995, 0.685, 0.585, 0.385, 0.705])
-        self.assertEqual((found["prunable"], found["removable_alone"]), (3, HEADS[2:5]))
+        assert_close(accuracy, [1, 0.98, 0.995, 0.685, 0.685, 0.585, 0.385, 0.705])
+        self.assertEqual((found["prunable"], found["removable_alone"]), (2, HEADS[2:5]))
 
     def test_carry_pairs_are_what_they_say(self):
         for origin, destination in itertools.combinations(range(4), 2):
