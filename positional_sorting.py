@@ -561,13 +561,13 @@ def test_positions(models, data, longest):
 def draw_positions(found):
     """Draw the accuracy of lists of 16 against their start, a panel per kind of training."""
     fig, axes = common.subplots(1, len(TRAINED), 3, sharey=True)
-    fig.suptitle("Lists of 16 that start late, causal mask (grey: a training list starts there)")
+    fig.suptitle("Lists of 16 that start late, by where training lists start (grey), causal mask")
     args = command_line().parse_args(["--pe", "sinusoidal,learned"])
     for ax, (title, random_start) in zip(axes, TRAINED.items()):
         ax.vlines(STARTS.get(random_start, [0]), 44, 103, color="0.88", zorder=0)
         for job in settings(args, [(True, random_start)]):
             draw_curve(ax, POSITIONS, found[job.folder]["start"], job.pe)
-        ax.set(title=f"trained at: {title}", xlabel="position of the first")
+        ax.set(title=title, xlabel="position of the first")
     axes[0].set(ylabel="balanced accuracy (%)", ylim=(44, 103))
     axes[0].legend()
     return fig

@@ -240,7 +240,7 @@ class Model(unittest.TestCase):
         for seed, model in MODELS.items():
             add.run(model, DATA["test"])
             attentions = [m for m in model.modules() if isinstance(m, add.MultiHeadAttention)]
-            means = sum([attention.weights.double().mean(0).tolist() for attention in attentions], [])
+            means = sum([m.weights.double().mean(0).tolist() for m in attentions], [])
             self.assertEqual(SAVED["attention.json"][seed], dict(zip(HEADS, means)))
             _, _, outputs = add.run(model, DATA["val"])
             table = {}
