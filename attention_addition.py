@@ -59,7 +59,7 @@ def tokenize(problems, args):
 #
 # A column that sums to ten or more starts a carry. One that sums to nine passes on a carry that
 # arrives: 347+652 is 0999, but 348+652 is 1000. Such carry chains are the hard cases, and rare in
-# random problems. So in half of the training problems (--carry-chains) most columns are changed to
+# random problems. So in half of the training problems (--carry-chains) most columns are made to
 # sum to nine or ten.
 
 def add_carry_chain(a, b, num_digits, rng):
@@ -158,7 +158,7 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    # Softmax: to subtract the largest score changes no weight, but then exp cannot overflow.
+    # Softmax. Subtracting the largest score changes no weight, but exp cannot overflow then.
     weights = (scores - scores.detach().amax(dim=-1, keepdim=True)).exp()  # (..., T, S)
     weights = weights / weights.sum(dim=-1, keepdim=True)                  # each row sums to 1
     return weights @ v, weights
@@ -242,7 +242,7 @@ class Adder(nn.Module):
         super().__init__()
         self.args = args
         self.token_embedding = nn.Embedding(START + 1, args.d_model)
-        # Attention ignores the order of its keys, so each position has a learned vector.
+        # Attention ignores order, so each position has a learned vector.
         self.source_position = nn.Embedding(2 * args.num_digits + 1, args.d_model)
         self.target_position = nn.Embedding(args.num_digits + 1, args.d_model)
         self.encoder = nn.ModuleList(Block(args, False) for _ in range(args.n_layer))

@@ -4,12 +4,10 @@ import warnings
 import torch
 import torch.nn as nn
 
-
 @torch.no_grad()
 def copy_attention(ours, theirs):
     theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
     theirs.out_proj.weight.copy_(ours.output.weight)  # their biases are zero from the start
-
 
 def torch_attention(ours):
     """An nn.MultiheadAttention that computes what our MultiHeadAttention does."""
@@ -17,7 +15,6 @@ def torch_attention(ours):
     theirs.to(ours.query.weight.dtype)
     copy_attention(ours, theirs)
     return theirs
-
 
 class TorchAdder(nn.Module):
     """The embeddings and logits of an Adder around a torch.nn.Transformer: pre-norm, ReLU."""

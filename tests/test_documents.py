@@ -1,5 +1,4 @@
 """README.md and out/report.md against the results, the scripts and the command lines that they speak of."""
-import ast
 import contextlib
 import doctest
 import io
@@ -104,15 +103,3 @@ class Documents(unittest.TestCase):
         self.assertEqual(compare.labels_of(logs), ["pe rope", "pe alibi"])
         losses = compare.draw(logs).axes[0].lines[1].get_ydata().tolist()
         self.assertEqual(losses, [row["val_loss"] for row in logs[1]["history"]])
-
-    def test_no_dead_functions(self):
-        """Every function of a script and of common.py is used, or is named in the README for users."""
-        sources = "".join((tables.TOP / name).read_text() for name in (*SCRIPTS, "common.py", "README.md"))
-        for name in (*SCRIPTS, "common.py"):
-            for node in ast.parse((tables.TOP / name).read_text()).body:
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                    uses = len(re.findall(rf"\b{node.name}\b", sources))
-                    self.assertGreater(uses, 1, f"{name}: {node.name}")
-
-if __name__ == "__main__":
-    unittest.main()
