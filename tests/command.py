@@ -12,8 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import common
-
 TOP = Path(__file__).resolve().parents[1]
 
 # Most of a short command's time is the import of torch and of what its optimizers need. So one
@@ -43,6 +41,7 @@ def run(script, *arguments):
 
 def call(script, words, stdin=""):
     """Do it in this process; script is the imported module. Both streams are lists of lines."""
+    import common  # here, so that a test of run can see what its import changes
     argv = mock.patch("sys.argv", [script.__file__, *words])
     keyboard = mock.patch("sys.stdin", io.StringIO(stdin))
     out, err, code = io.StringIO(), io.StringIO(), 0

@@ -74,7 +74,7 @@ def heads():
     for head, grid in attention.items():
         found = ablation["heads"][head]
         lost = [percent(ablation["baseline"] - found[way]) for way in ("mean", "zero")]
-        moved = [f"{name} {rates[head]:.2f}" for name, rates in routes.items() if rates[head] >= 0.5]
+        moved = [f"{name} {row[head]:.2f}" for name, row in routes.items() if row[head] >= 0.5]
         rows.append([head, attended(head, grid), *lost, "; ".join(moved) or "none"])
     return table(["head", "query→key that it attends to most", "points lost, mean",
                   "points lost, zeros", "carries that it flips alone (0.5 or more)"], rows)
@@ -144,7 +144,8 @@ def extrapolation():
 
 def kinds():
     rows = setting_rows(lambda found: [percent(x, 0) for x in found["256"]["recall"].values()])
-    return table(["setting", "encoding", "sorted", *(k.replace("_", " ") for k in sort.UNSORTED)], rows)
+    names = [kind.replace("_", " ") for kind in sort.UNSORTED]
+    return table(["setting", "encoding", "sorted", *names], rows)
 
 def positions():
     found = load("sorting/analysis/analysis.json")["positions"]

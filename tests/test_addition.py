@@ -259,7 +259,6 @@ class Model(unittest.TestCase):
             zeros = [k for k in range(6) if replace.get(HEADS[k], 1) == 0]
             both = {"val": {1, 3}, "test": {2, 4}}[problems] <= set(zeros)
             return 1 - 0.3 * both - sum(costs[problems][k] for k in zeros)
-
         heads = {head: {"zero": 1 - cost} for head, cost in zip(HEADS, costs["test"])}
         with mock.patch.object(add, "exact_match", exact_match):
             found = add.prune(None, {"val": "val", "test": "test"}, {"baseline": 1, "heads": heads})
@@ -296,11 +295,11 @@ class Model(unittest.TestCase):
                 _, _, outputs = add.run(model, other)
                 usable = (predicted(clean) == before) & (predicted(other) == after)
                 self.assertTrue(200 < usable.sum() < 1000 + origin)  # tens are easy
-                self.assertEqual((rates.pop("all of dec"), rates.pop("all of cross")), (0, 1))
-                for name, rate in rates.items():
-                    heads = HEADS[:2] if name == "all of enc" else [name]
+                self.assertEqual((rates["all of dec"], rates["all of cross"]), (0, 1))
+                for name in ("all of enc", *HEADS):
+                    heads = [name] if name in HEADS else HEADS[:2]
                     flipped = (predicted(clean, *heads) == after)[usable]
-                    self.assertEqual(flipped.double().mean().item(), rate)
+                    self.assertEqual(rates[name], flipped.double().mean().item())
 
     def test_figures_show_the_first_model_seed(self):
         self.assertEqual(SAVED["training_log.json"]["args"]["model_seed"], 1)
