@@ -1,5 +1,6 @@
 """Run a command line as a user does, in a forked process (run) or in this one (call)."""
 import contextlib
+import hashlib
 import io
 import multiprocessing
 import os
@@ -54,9 +55,9 @@ def call(script, words, stdin=""):
     return SimpleNamespace(returncode=code, stdout=lines[0], stderr=lines[1])
 
 def contents(folder=".", pattern="*"):
-    """Return {path: bytes} of all files below a folder."""
+    """Return {path: hash} of all files below a folder."""
     paths = filter(Path.is_file, Path(folder).rglob(pattern))
-    return {path.as_posix(): path.read_bytes() for path in paths}
+    return {path.as_posix(): hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
 
 class CommandCase(unittest.TestCase):
     def wrong(self, script, sentence, line):

@@ -52,7 +52,8 @@ class Documents(unittest.TestCase):
         count = 0
         for command, shown in re.findall(r"\$ python ([^\n]+)\n((?:[^$\n][^\n]*\n)+)", session):
             script, *arguments = shlex.split(command)
-            result = run(script, *arguments, "--data-dir", "does-not-exist")
+            folders = ["--data-dir", "does-not-exist", "--out-dir", "out/reference"]
+            result = run(script, *arguments, *folders)
             printed = result.stderr.decode() + result.stdout.decode()
             for line in shown.splitlines():
                 self.assertIn(line, printed.splitlines())
