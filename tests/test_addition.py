@@ -179,17 +179,17 @@ class Model(unittest.TestCase):
             assert_close([output, ours.weights], [expected, weights])
 
     def test_model_is_pytorchs_transformer_and_does_not_look_ahead(self):
-        model = random_model()
-        source, target = add.tokenize(DATA["val"], model.args)
-        logits = model(source, target)
-        theirs = TorchAdder(model)(source, target)
-        assert_close(logits, theirs)
-        shared = model.token_embedding.weight  # its gradient passes everything else
-        assert_close(*[torch.autograd.grad(y.square().sum(), shared) for y in (logits, theirs)])
-        for t in range(3):
-            changed = (target + 3 * (torch.arange(3) == t)) % 10
-            same = (model(source, changed) == logits).all(dim=2)  # (N, 3)
-            self.assertTrue((same == (torch.arange(3) <= t)).all())
+        for model in (random_model(), copy.deepcopy(MODELS["1"]).double()):  # its norms differ
+            source, target = add.tokenize(DATA["val"], model.args)
+            logits = model(source, target)
+            theirs = TorchAdder(model)(source, target)
+            assert_close(logits, theirs)
+            w = model.token_embedding.weight  # of both; its gradient passes everything else
+            assert_close(*[torch.autograd.grad(y.square().sum(), w) for y in (logits, theirs)])
+            for t in range(3):
+                changed = (target + 3 * (torch.arange(3) == t)) % 10
+                same = (model(source, changed) == logits).all(dim=2)  # (N, 3)
+                self.assertTrue((same == (torch.arange(3) <= t)).all())
 
     def test_scores_are_those_of_greedy_decoding(self):
         problems = torch.cartesian_prod(torch.arange(10, 100), torch.arange(10, 100))

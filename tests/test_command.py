@@ -226,6 +226,7 @@ print(state() == before)""")
             parser.add_argument("--dropout", type=float, default=0.0)
             with mock.patch.object(script, "command_line", lambda: parser):
                 self.good(script, f"{ask} --dropout 0.0")
+                self.assertEqual(script.load(Path("out", MODEL[script])).args.dropout, 0)
                 self.wrong(script, "no model", f"{ask} --dropout 0.1")
 
     def test_what_is_no_model_is_passed_over(self):

@@ -25,8 +25,7 @@ def setUpModule():
     folder = unittest.enterModuleContext(tempfile.TemporaryDirectory())
     SMALL.extend([f"--data-dir={folder}/data", f"--out-dir={folder}/out"])
     common.prepare("train")
-    names = ["val", "test", "extrapolation/16", "extrapolation/32"]
-    DATA.update(sort.load_data(flags(*SMALL), names))
+    DATA.update(sort.load_data(flags(*SMALL), ["val", "extrapolation/16", "extrapolation/32"]))
 
 def flags(*typed, pe="none", **others):  # others are set as attributes, not typed
     args = sort.command_line().parse_args(["--pe", pe, *typed])
@@ -233,41 +232,41 @@ class Model(unittest.TestCase):
         self.assertEqual([*sort.score([model], data).values()][:2], [0.5, 0])  # a constant answer
 
 class Training(unittest.TestCase):
-    def test_rate_best_weights_and_table(self):
-        """Training turns the rows of 16 positions in a learned table, and no other."""
-        for pe in ("none", "learned"):  # validation accuracy is always 0.5; it is not
-            model, log = fit(pe, "--steps=60", "--lr=0.1", warmup=20, eval_every=5)
-            rates = [0.1 * min(step / 20, (61 - step) / 60) for step in range(5, 61, 5)]
-            np.testing.assert_allclose([row["lr"] for row in log["history"]], rates)
-            best = max(log["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
-            self.assertLess(best["step"], 60)
-            self.assertEqual(sort.evaluate(model, DATA["val"])[0], best["val_loss"])
-            found = [300, *sort.evaluate(model, DATA["test"])[1:]]
-            self.assertEqual(found, [*log["test"].values()])
-        angles = sort.draw_table(model).axes[0].lines[0].get_ydata()
-        self.assertTrue(5 < min(angles[:16]) and max(angles[16:]) < 0.1, angles)
-        self.assertRaisesRegex(common.UserError, "finite", fit, "none", "--steps=9", "--lr=1e38")
-
-    def test_shift_and_random_starts(self):
-        """Each training list has its own. Validation lists are as they are, and start at 0."""
+    def test_shift_starts_rate_and_best_weights(self):
         gap = {*range(100), *range(140, 256)}
         expected = {"everywhere": {*range(256)}, "gap": gap, "early": {*range(121)}}
-        for name, starts in sort.STARTS.items():  # lists of 16 touch these positions:
-            self.assertEqual({start + i for start in starts for i in range(16)}, expected[name])
-        starts = []
-
-        def forward(model, x, start=0, window=None):
-            self.assertEqual((x == 42).all(), model.training)
+        for name, first in sort.STARTS.items():  # lists of 16 touch these positions:
+            self.assertEqual({start + i for start in first for i in range(16)}, expected[name])
+        answers = [(3, 0.5), (2, 0.7), (1, 0.7), (1, 0.7), (0, 0.6), (0, 0.6), (0, 0.4)]
+        starts, biases = [], []
+        def forward(model, x, start):
+            self.assertTrue((x == 42).all())
             starts.append(start)
             return model.to_logit.bias.expand(len(x))
 
+        def evaluate(model, data):
+            self.assertIs(data[0].equal(DATA["val"][0]), len(biases) < 6)
+            biases.append(model.to_logit.bias.item())
+            return *answers[len(biases) - 1], {}
+
         shift = mock.patch.object(sort, "shift_numbers", lambda x, _: torch.full_like(x, 42))
-        with mock.patch.object(sort.SortednessEncoder, "forward", forward), shift:
-            with mock.patch.dict(sort.STARTS, gap=[3, 4, 5, 9, 10]):
-                fit("sinusoidal", "--random-start", "gap", "--steps=5")
-        *training, val, test = starts
-        self.assertEqual([val, test, *map(len, training)], [0, 0] + 5 * [64])
-        self.assertEqual(set(torch.cat(training)[:, 0].tolist()), {3, 4, 5, 9, 10})
+        with mock.patch.object(sort.SortednessEncoder, "forward", forward), shift, \
+                mock.patch.dict(sort.STARTS, gap=[3, 4, 5, 9, 10]), \
+                mock.patch.object(sort, "evaluate", evaluate):
+            typed = ["--random-start", "gap", "--steps=6", "--lr=0.1"]
+            model, log = fit("sinusoidal", *typed, warmup=3, eval_every=1)
+        rates = [0.1 * min(step / 3, (7 - step) / 6) for step in range(1, 7)]
+        np.testing.assert_allclose([row["lr"] for row in log["history"]], rates)
+        self.assertEqual([biases[6], model.to_logit.bias.item()], 2 * [biases[2]])
+        self.assertEqual((len(set(biases)), log["test"]["accuracy"]), (6, 0.4))
+        self.assertEqual({start.shape for start in starts}, {(64, 1)})
+        self.assertEqual(set(torch.cat(starts)[:, 0].tolist()), {3, 4, 5, 9, 10})
+        self.assertRaisesRegex(common.UserError, "finite", fit, "none", "--steps=9", "--lr=1e38")
+
+    def test_training_turns_the_rows_of_16_positions(self):
+        model, _ = fit("learned", "--steps=20", "--lr=0.1", warmup=1)
+        angles = sort.draw_table(model).axes[0].lines[0].get_ydata()
+        self.assertTrue(5 < min(angles[:16]) and max(angles[16:]) < 0.1 and len(angles) == 48)
 
     def test_evaluating_changes_no_weight(self):
         evaluate = sort.evaluate
@@ -276,8 +275,10 @@ class Training(unittest.TestCase):
             for every in (1, 4):
                 with mock.patch.object(sort, "evaluate") as patched:  # the last is the best
                     patched.side_effect = lambda *x: (evaluate(*x)[0], patched.call_count, {})
-                    trained.append(fit(pe, "--random-start", "--steps=4", eval_every=every)[0])
-            assert_close(*[model.state_dict() for model in trained], rtol=0, atol=0)
+                    model, log = fit(pe, "--random-start", "--steps=4", eval_every=every)
+                loss = mean(row["train_loss"] for row in log["history"])
+                trained.append([loss, *model.state_dict().values()])
+            assert_close(*trained, rtol=0, atol=1e-6)
 
 class Analyses(unittest.TestCase):
     def test_every_number_is_in_its_place(self):
@@ -287,7 +288,6 @@ class Analyses(unittest.TestCase):
             embed = lambda self, x, position, present: x + position[..., None] % 5
         ends = {None: "", "everywhere": "-random-start", "gap": "-random-start-gap",
                 "early": "-random-start-early"}
-
         def made_up(folder, size, start=0, window=None):
             return [hash((folder, size, start, window, seed)) % 10**6 / 10**6 for seed in (1, 2)]
 
@@ -340,7 +340,7 @@ class Analyses(unittest.TestCase):
     def test_swaps(self):
         """One list after the other, with a model that is right on some of them."""
         model, _ = fit("alibi", "--causal", "--steps=200", warmup=20)
-        model.double().to_logit.bias.data -= 0.5  # then it is wrong in both ways
+        model.double().to_logit.bias.data -= 0.5  # then it is wrong more often
         lists, kinds = DATA["extrapolation/16"]
         to_previous, turned = [], []
         for swapped in lists[[kind == "adjacent_swap" for kind in kinds]]:
@@ -357,4 +357,4 @@ class Analyses(unittest.TestCase):
                  [found["turned_by_that_state"], found["turned_by_all_others"]]]
         np.testing.assert_allclose(found[0], np.mean(to_previous, 0))
         np.testing.assert_allclose(found[1], np.mean(turned, 0))
-        self.assertTrue(0 < found[1][1] < found[1][0] < 1, found)
+        self.assertTrue(2 < len(turned) < 100 and found[1][1] < found[1][0], found)
