@@ -11,8 +11,7 @@ we look inside: what does each attention head read, which can be removed, which 
   python attention_addition.py --mode analyze 582+417    draw all heads on this problem
 
 Comments give tensor shapes: B problems in a batch or N in all, n digits in a number, C = d_model;
-in attention T queries, S keys, and d_head channels of a head. Left out on purpose: dropout, label
-smoothing, beam search, a cache of keys and values.
+in attention T queries, S keys, and d_head channels of a head. No dropout, no beam search.
 """
 import copy
 import itertools
@@ -24,6 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from common import UserError
 PLUS = 10
 START = 11
 PLACES = ["units", "tens", "hundreds", "thousands"] + [f"10^{k}" for k in range(4, 16)]
+SHORT = {"units": "U", "tens": "T", "hundreds": "H", "thousands": "Th"}
 
 def to_digits(numbers, width):
     """Split integers into decimal digits, most significant first: (N,) -> (N, width)."""
@@ -56,7 +57,6 @@ def tokenize(problems, args):
     return source.to(args.device), to_digits(a + b, n + 1).to(args.device)
 
 # a+b and b+a count as one problem, drawn at most once. Otherwise the test would be too easy.
-#
 # A column that sums to ten or more starts a carry. One that sums to nine passes on a carry that
 # arrives: 347+652 is 0999, but 348+652 is 1000. Such carry chains are the hard cases, and rare in
 # random problems. So in half of the training problems (--carry-chains) most columns are made to
@@ -125,16 +125,14 @@ def load_data(args):
 #
 #     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,)
 #     output = weights v                   v (S, d_v) -> (d_v,)
-#
 # Step 2, all T queries at once: q is (T, d), weights = softmax(q k^T / sqrt(d)) is (T, S).
-#
 # Step 3, a mask: a score of -infinity becomes a weight of 0. In training the decoder reads the
 # whole correct answer at once. Without a mask, a position could read the digit that it predicts.
-#
 # Step 4, several heads: one softmax gives each query one set of weights, and one mean. A digit of
 # the sum needs several things: its column, and whether the columns to the right carry. So q, k and
 # v are cut into n_head parts (heads) of d_head = C / n_head channels, each with its own attention
-# weights. The outputs are concatenated, and a fourth matrix mixes them.
+# weights. They are cut after the C x C matrices, so every head reads all channels of the hidden
+# state. The outputs are concatenated, and a fourth matrix mixes them.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
     """Steps 1 to 3: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, section 3.2.1).
@@ -165,7 +163,6 @@ def scaled_dot_product_attention(q, k, v, mask=None):
 
 class MultiHeadAttention(nn.Module):
     """Step 4: n_head attentions side by side (Vaswani et al. 2017, section 3.2.2).
-
     The queries come from x, the keys and values from memory: in self-attention the same tensor, in
     cross-attention the output of the encoder.
     """
@@ -176,22 +173,19 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # The argument for sqrt(d) assumes a variance of 1. With the weights that nn.Linear draws, q
-        # and k have 1/3, and every head attends nearly evenly at first. Doubled they have 4/3.
+        # The argument for sqrt(d) assumes a variance of 1. nn.Linear draws weights uniformly within
+        # 1/sqrt(C): variance 1/(3C). A sum of C terms has 1/3, with doubled weights 4/3.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
         self.replace = {}  # section 6: {number of a head: what takes the place of its output}
 
-    def split_heads(self, x):
-        """Cut the channels into heads: (B, tokens, C) -> (B, n_head, tokens, d_head)."""
-        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-
     def forward(self, x, memory, mask=None):
         """x (B, T, C), memory (B, S, C) -> (B, T, C)."""
-        q = self.split_heads(self.query(x))                   # (B, n_head, T, d_head)
-        k = self.split_heads(self.key(memory))                # (B, n_head, S, d_head)
-        v = self.split_heads(self.value(memory))              # (B, n_head, S, d_head)
+        cut = (self.n_head, -1)                               # C channels into n_head x d_head
+        q = self.query(x).unflatten(-1, cut).transpose(1, 2)       # (B, n_head, T, d_head)
+        k = self.key(memory).unflatten(-1, cut).transpose(1, 2)    # (B, n_head, S, d_head)
+        v = self.value(memory).unflatten(-1, cut).transpose(1, 2)  # (B, n_head, S, d_head)
         heads, weights = scaled_dot_product_attention(q, k, v, mask)
         for h, output in self.replace.items():
             heads[:, h] = output
@@ -204,15 +198,15 @@ class MultiHeadAttention(nn.Module):
 # The decoder runs once per digit of the answer: each of its tokens attends to itself and earlier
 # ones (self-attention), then to the memory (cross-attention). By default both have one block, with
 # 4 heads in each of the three attentions.
-#
 # A block is made of sublayers: attention moves information between tokens, the feed-forward network
 # works on each token alone. Every sublayer adds its result to the hidden state x (a residual
 # connection), so it only has to learn a change. So x is also called the residual stream.
 #
-# Each sublayer reads a normalised copy of x (pre-norm). If the sum is normalised instead
-# (post-norm), gradients pass every later norm on their way back. With pre-norm they have a path of
-# plain additions, so training is more stable (Xiong et al. 2020). But the sum grows, so encoder and
-# decoder each end with a norm.
+# Each sublayer reads a normalised copy of x (pre-norm). LayerNorm subtracts the mean of the C
+# numbers of a token, divides by their standard deviation, and has a trained scale and shift. So the
+# next reader meets the same size, however the sum grows. If the sum itself is normalised
+# (post-norm), gradients pass every norm on their way back. With pre-norm they have a path of plain
+# additions, so training is more stable (Xiong et al. 2020).
 
 class Block(nn.Module):
     """Self-attention, in the decoder cross-attention too, then a feed-forward network."""
@@ -271,6 +265,8 @@ class Adder(nn.Module):
 
     def forward(self, source, target):
         """Teacher forcing: logits (B, n+1, 10) of each digit, given the correct ones before it."""
+        # The decoder reads    START 0 5 0    Without the shift it would copy what it reads.
+        # and predicts             0 5 0 6    Without START the first digit had nothing to read.
         start = torch.full_like(target[:, :1], START)
         so_far = torch.cat([start, target[:, :-1]], dim=1)  # (B, n+1)
         return self.decode(so_far, self.encode(source))
@@ -309,24 +305,21 @@ def count_wrong(model):
     """Test all problems there are, on all cores: (how many are wrong, how many there are)."""
     numbers = torch.arange(10 ** model.args.num_digits)[10 ** (model.args.num_digits - 1):]
     problems = torch.cartesian_prod(numbers, numbers)  # (810000, 2) for three digits
-
     @torch.inference_mode()
     def wrong_in(chunk):
         source, target = tokenize(chunk, model.args)
         return (model(source, target).argmax(dim=-1) != target).any(dim=1).sum().item()
-
     with ThreadPoolExecutor() as pool:
         return sum(pool.map(wrong_in, problems.split(1024))), len(problems)
 
 # ---- 5. Training ---------------------------------------------------------------------------------
 # The loss is the cross-entropy of the correct digits, all predicted at once by teacher forcing.
-# Problems are shown as a+b or as b+a at random (data augmentation). AdamW divides a running mean of
-# the gradients by their usual size. Both rest on few gradients at first, so the learning rate rises
-# in a warm-up. Over the last 60% of the steps it falls to 0: at the full rate the last errors do
-# not disappear.
-#
-# 2,000 test problems can miss an error rate of one in a thousand: a model that has it is right on
-# all with probability 0.999^2000 = 14%. So at the end all problems are tested.
+# Problems are shown as a+b or b+a at random. AdamW divides a running mean of the gradients by their
+# usual size. Both rest on few gradients at first, so the learning rate rises in a warm-up. Over the
+# last 60% of the steps it falls to 0: at the full rate the last errors do not disappear.
+# 2,000 test problems without an error bound the rate of errors by about 3/2,000 (95%), which is
+# still 1,200 of all problems: a model with one error in a thousand passes with probability
+# 0.999^2000 = 14%. So at the end all are tested.
 
 def train(args):
     """--mode train: train a model, keep the weights best in validation, save and test them."""
@@ -382,43 +375,46 @@ def train(args):
     results = {"history": history, "best": best, "test": test}
     print(f"{name}: {100 * accuracy:.2f}% of {len(data['test']):,} test problems right")
     if args.num_digits <= 3:
-        began = time.time()
         wrong, n = count_wrong(model)
-        results["exhaustive"] = {"n": n, "errors": wrong, "seconds": time.time() - began}
+        results["exhaustive"] = {"n": n, "errors": wrong}
         print(f"{name}: {wrong:,} of all {n:,} problems wrong")
     common.save_log(model, results, guess=math.log(10))
 
 # ---- 6. Looking inside ---------------------------------------------------------------------------
 # Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of the decoder)
 # and cross.L0.H1. One function runs the model and returns what every head attends to and puts out.
-# It can also replace a head's output. Everything that follows is then computed anew. So one idea
-# has three uses:
+# It can also replace a head's output. Everything that follows is then computed anew. Three uses:
 #
 #     zero ablation         run(model, problems, {"cross.L0.H1": 0})
 #     mean ablation         run(model, problems, {"cross.L0.H1": its mean output})
 #     activation patching   run(model, problems, {"cross.L0.H1": its output on other problems})
 
+def attentions_of(model):
+    """{"enc.L0": its MultiHeadAttention, ...} of all blocks."""
+    attentions = {f"enc.L{i}": block.self_attention for i, block in enumerate(model.encoder)}
+    attentions |= {f"dec.L{i}": block.self_attention for i, block in enumerate(model.decoder)}
+    return attentions | {f"cross.L{i}": b.cross_attention for i, b in enumerate(model.decoder)}
+
+def replace_heads(model, replace):
+    """From now on, put these in the place of head outputs: {"cross.L0.H1": output}; {} ends it."""
+    for name, attention in attentions_of(model).items():
+        heads = {h: f"{name}.H{h}" for h in range(attention.n_head)}
+        attention.replace = {h: replace[head] for h, head in heads.items() if head in replace}
+
 @torch.inference_mode()
 def run(model, problems, replace={}):
     """Run the model, teacher-forced, on problems (N, 2), with the outputs of some heads replaced.
-
-    replace is {head: 0, or a tensor (1 or N, T, d_head)}. Returns the digits predicted (N, n+1),
-    {head: attention weights (N, T, S)}, and {head: output (N, T, d_head)}.
+    replace is {head: 0 or (1 or N, T, d_head)}. Returns the digits predicted (N, n+1), {head:
+    attention weights (N, T, S)}, and {head: output (N, T, d_head)}.
     """
-    attentions = {f"enc.L{i}": block.self_attention for i, block in enumerate(model.encoder)}
-    attentions |= {f"dec.L{i}": block.self_attention for i, block in enumerate(model.decoder)}
-    attentions |= {f"cross.L{i}": block.cross_attention for i, block in enumerate(model.decoder)}
-    for head, output in replace.items():
-        name, h = head.split(".H")
-        attentions[name].replace[int(h)] = output
+    replace_heads(model, replace)
     try:
         predictions = model(*tokenize(problems, model.args)).argmax(dim=-1)
     finally:
-        for attention in attentions.values():
-            attention.replace = {}
+        replace_heads(model, {})
     weights = {}
     outputs = {}
-    for name, attention in attentions.items():
+    for name, attention in attentions_of(model).items():
         for h in range(attention.n_head):
             weights[f"{name}.H{h}"] = attention.weights[:, h]
             outputs[f"{name}.H{h}"] = attention.outputs[:, h]
@@ -435,16 +431,21 @@ def attention_of(model, problems):
     return run(model, torch.as_tensor(problems))[1]
 
 # 6a. What does each head attend to?
-#
 # Rows are queries, columns are keys. A row of the decoder is named by the digit that it predicts.
 # Hypothesis: since a column needs the carry from its right, some head of the encoder or of
 # cross-attention attends from tens to units and from hundreds to tens. Refuted if no head does both
-# with most of its weight. Result: all five model seeds have one, and one that joins the digits of a
-# column. But weights show what a head reads, not that the model needs it.
+# with most of its weight. Result: all five model seeds have one, here cross.L0.H2 on 347+159, and
+# one that joins the digits of a column. But weights show what a head reads, not that it is needed.
+#
+#                  3    4    7    +    1    5    9
+#     predicts 0                            1.0
+#     predicts 5                            1.0
+#     predicts 0                                 1.0
+#     predicts 6  0.1       0.1  0.8
 
 EXAMPLES = [(241, 536), (347, 128), (347, 159), (199, 801), (999, 999)]  # from no carry to three
 
-def draw_attention(weights, source, target, title):
+def draw_attention(weights, source, target, title, low=0, cmap="Blues"):
     """Draw a heatmap per head: weights {head: (T, S)}, names of the source and target tokens."""
     n_rows = len({head.split(".H")[0] for head in weights})
     fig, axes = common.subplots(n_rows, len(weights) // n_rows, 1.8 * n_rows + 0.5, squeeze=False)
@@ -452,9 +453,10 @@ def draw_attention(weights, source, target, title):
     for ax, (head, grid) in zip(axes.flat, weights.items()):
         queries = source if head.startswith("enc") else target
         keys = ["start", *target[:-1]] if head.startswith("dec") else source
-        image = ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        image = ax.imshow(grid, vmin=low, vmax=1, cmap=cmap, aspect="auto")
         ax.set_xticks(range(len(keys)), keys)
         ax.set_yticks(range(len(queries)), queries)
+        ax.tick_params(labelsize=8)
         ax.set(title=head, xlabel="key", ylabel="query" if queries is source else "query predicts")
     fig.colorbar(image, ax=axes, label="attention weight")
     return fig
@@ -463,29 +465,41 @@ def draw_examples(model, problems, args):
     """Draw all heads on each of the problems [(a, b), ...]."""
     for a, b in problems:
         weights = {head: grid[0].cpu() for head, grid in attention_of(model, [(a, b)]).items()}
-        answer = f"{a + b:0{model.args.num_digits + 1}}"
-        fig = draw_attention(weights, [*f"{a}+{b}"], [*answer], f"{a}+{b}={answer}")
+        target = f"{a + b:0{model.args.num_digits + 1}}"
+        title = f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]}"
+        fig = draw_attention(weights, [*f"{a}+{b}"], [*target], title)
         common.save(Path(args.out_dir, f"addition/attention_patterns/example_{a}+{b}.png"), fig)
 
 # 6b. Which heads are needed?
-#
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zeros remove all of
 # it. Its mean over problems, for each token, keeps what is the same for all (it acts like a bias)
-# and removes only what depends on the problem.
-#
+# and removes only what depends on the problem. How much a head costs depends on how many problems
+# need it: 45% carry out of the units, 50% out of the tens, 9% pass a carry through a nine.
 # Pruning. Hypothesis: heads that can each be removed (set to 0) at a cost of at most one point of
 # accuracy cost more together, because one stands in for another. Refuted in all five model seeds:
-# they can be removed together, about half of all heads. We also remove heads one after another,
-# each time the one that costs least on validation problems.
+# about half of all heads can be removed together, all of decoder self-attention among them: the
+# digits so far tell nothing that the problem does not. We also remove heads one after another, each
+# time the one that costs least on validation problems.
+
+def carry_into(problems, column):
+    """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
+    return (problems % 10 ** column).sum(dim=1) >= 10 ** column
 
 def ablate(model, data):
-    """The accuracy on test problems without each head; the ranking has the most needed first."""
+    """The accuracy on test problems without each head, and of digits without and with a carry."""
+    test = data["test"]
+    _, target = tokenize(test, model.args)
     _, _, outputs = run(model, data["val"])
-    table = {"n": len(data["test"]), "baseline": exact_match(model, data["test"]), "heads": {}}
+    table = {"n": len(test), "baseline": exact_match(model, test), "heads": {}}
     for head, output in outputs.items():
-        mean = output.mean(dim=0, keepdim=True)  # (1, T, d_head)
-        table["heads"][head] = {"zero": exact_match(model, data["test"], {head: 0}),
-                                "mean": exact_match(model, data["test"], {head: mean})}
+        mean = {head: output.mean(dim=0, keepdim=True)}  # (1, T, d_head)
+        row = {"zero": exact_match(model, test, {head: 0}), "mean": exact_match(model, test, mean)}
+        right = run(model, test, mean)[0] == target      # (N, n+1)
+        for column in range(1, target.shape[1]):
+            digit = right[:, -1 - column].double()
+            carry = carry_into(test, column)
+            row[PLACES[column]] = [digit[~carry].mean().item(), digit[carry].mean().item()]
+        table["heads"][head] = row
     table["ranking"] = sorted(outputs, key=lambda head: table["heads"][head]["mean"])
     return table
 
@@ -500,10 +514,15 @@ def prune(model, data, ablation):
         best = max(rest, key=lambda head: exact_match(model, data["val"], {**removed, head: 0}))
         removed[best] = 0
         accuracy.append(exact_match(model, data["test"], removed))
-    together = exact_match(model, data["test"], dict.fromkeys(alone, 0))
-    return {"order": list(removed), "accuracy": accuracy,
-            "prunable": max(k for k, share in enumerate(accuracy) if share >= enough),
-            "removable_alone": alone, "accuracy_without_all_of_those": together}
+    together = dict.fromkeys(alone, 0)
+    found = {"order": list(removed), "accuracy": accuracy, "removable_alone": alone,
+             "prunable": max(k for k, share in enumerate(accuracy) if share >= enough),
+             "accuracy_without_all_of_those": exact_match(model, data["test"], together)}
+    if model.args.num_digits <= 3:
+        replace_heads(model, together)
+        found["wrong_without_those"], found["n_problems"] = count_wrong(model)
+        replace_heads(model, {})
+    return found
 
 def draw_ablation(table):
     """Draw the accuracy that is lost without each head."""
@@ -515,63 +534,63 @@ def draw_ablation(table):
     ax.set_xticks(range(len(lost)), table["heads"], rotation=45)
     needed = sum(points > 10 for points in lost)
     ax.set(title=f"{needed} of {len(lost)} heads cost more than 10 points (mean ablation)",
-           ylabel=f"accuracy lost (points)\non {table['n']:,} test problems")
+           ylim=(0, 112), ylabel=f"accuracy lost (points)\non {table['n']:,} test problems")
     ax.legend()
     return fig
 
 # 6c. Which heads move the carry?
+# Patching is the causal test. Take two problems that differ in one column only, the origin, which
+# carries in one of them. The carry ends in another, the destination, which must not sum to nine:
 #
-# The causal test is activation patching. Take two problems that differ in one column only, the
-# origin, which carries in one of them. The carry ends in another, the destination, which must not
-# sum to nine:
-#
-#     units to tens        132+256=388    132+259=391    the tens digit changes from 8 to 9
-#     units to hundreds    142+256=398    142+259=401    the tens sum to nine and pass it on
+#     units to tens        132+256=388    137+255=392    the tens digit changes from 8 to 9
+#     units to hundreds    142+256=398    147+255=402    the tens sum to nine and pass it on
 #
 # Run the model on one of them (clean) and on the other (corrupted). Repeat the clean run with the
-# outputs of some heads taken from the corrupted one. If the digit always flips to that of the other
-# problem, these heads suffice to move the carry. The digits further left, which the decoder reads,
-# are the same in both. So two rates are known: cross-attention, through which alone the decoder
-# knows the problem, must flip every digit; decoder self-attention, with one layer, none.
-#
-# Hypothesis: one head moves the carry. Refuted on a route (origin to destination) if no head alone
-# flips more than half of the digits. Result: supported on every route in all five model
-# seeds, but which head it is, and of which stage, depends on the route and the seed.
+# outputs of some heads taken from the corrupted one. Does the digit flip to that of the other
+# problem? The digits further left, which the decoder reads, are the same in both. So two rates are
+# known: cross-attention, through which alone the decoder knows the problem, must flip every digit;
+# decoder self-attention, with one layer, none. But a head may bring the digits of the origin, not
+# the carry. In the control both have the same carry, as 132+256 and 134+253: nothing must change.
+# Hypothesis: one head alone moves the carry. Refuted on a route (origin to destination) if no head
+# flips at least 0.9 more than it changes in the control. A destination that sums to nine passes the
+# carry on, and the digits that the decoder reads tell of it. So these are routes of their own, with
+# the carry put into the clean run, or taken out of it. Result: on most routes one head does it, in
+# four of five model seeds; in the fifth on few. Often a second head brings the same carry.
 
-def carry_pairs(destination, origin, num_digits, n_pairs):
+def carry_pairs(origin, destination, num_digits, kind, nine=None, n_pairs=1000):
     """Draw pairs of problems, clean and corrupted: two tensors (n_pairs, 2)."""
     generator = torch.Generator().manual_seed(0)
-
     def draw(digits):
         return digits[torch.randint(len(digits), (n_pairs,), generator=generator)]  # (n_pairs, 2)
-
-    without = torch.zeros(n_pairs, 2, dtype=torch.long)
-    with_carry = torch.zeros(n_pairs, 2, dtype=torch.long)
+    carries = torch.arange(n_pairs)[:, None] % 2 == 1  # (n_pairs, 1), whether the clean one does
+    if nine:
+        carries = torch.full_like(carries, nine == "taken out")
+    clean = torch.zeros(n_pairs, 2, dtype=torch.long)
+    corrupted = torch.zeros(n_pairs, 2, dtype=torch.long)
     for k in range(num_digits):
         smallest = 1 if k == num_digits - 1 else 0  # no zero in front
         digits = torch.cartesian_prod(torch.arange(smallest, 10), torch.arange(smallest, 10))
-        total = digits.sum(1)                   # (100 or 81,)
+        total = digits.sum(1)  # (100 or 81,)
         if k == origin:
-            first = draw(digits[total <= 8])    # never carries, even if a carry arrives
-            second = draw(digits[total >= 10])  # always carries
+            high, low = digits[total >= 10], digits[total <= 8]  # carry or not, whatever arrives
+            first = torch.where(carries, draw(high), draw(low))
+            second = torch.where(carries == (kind == "control"), draw(high), draw(low))
         else:
-            if origin < k < destination:
-                digits = digits[total == 9]     # passes the carry on
+            if origin < k < destination or (nine and k == destination):
+                digits = digits[total == 9]  # passes the carry on
             elif k == destination:
-                digits = digits[total != 9]     # the carry ends here
+                digits = digits[total != 9]  # the carry ends here
             first = second = draw(digits)
-        without += first * 10 ** k
-        with_carry += second * 10 ** k
-    odd = torch.arange(n_pairs)[:, None] % 2 == 1  # in half of the pairs the clean one has a carry
-    return torch.where(odd, with_carry, without), torch.where(odd, without, with_carry)
+        clean += first * 10 ** k
+        corrupted += second * 10 ** k
+    return clean, corrupted
 
-def flip_rates(model, n_pairs=1000):
-    """The fraction of pairs whose digit flips: {"units to tens": {head or stage: fraction}}."""
-    n = model.args.num_digits
-    routes = {}
-    for origin, destination in itertools.combinations(range(n + 1), 2):
-        clean, corrupted = carry_pairs(destination, origin, n, n_pairs)
-        place = n - destination  # of the digit in the answer
+def patch_rates(model, origin, destination, nine=None):
+    """Patch each head alone, and all of a stage: {"flip": {head: fraction}, "control": {...}}."""
+    place = model.args.num_digits - destination  # of the digit in the answer
+    rates = {"flip": {}, "control": {}}
+    for kind, found in rates.items():
+        clean, corrupted = carry_pairs(origin, destination, model.args.num_digits, kind, nine)
         _, target = tokenize(clean, model.args)
         _, other_target = tokenize(corrupted, model.args)
         before, _, _ = run(model, clean)
@@ -580,27 +599,81 @@ def flip_rates(model, n_pairs=1000):
         groups = {head: [head] for head in outputs}
         for stage in ("enc", "dec", "cross"):
             groups[f"all of {stage}"] = [head for head in outputs if head.startswith(stage)]
-        rates = routes[f"{PLACES[origin]} to {PLACES[destination]}"] = {}
         for name, heads in groups.items():
             after, _, _ = run(model, clean, {head: outputs[head] for head in heads})
-            flipped = usable & (after == other_target)[:, place]
-            rates[name] = flipped.sum().item() / max(1, usable.sum().item())
+            hit = after == other_target if kind == "flip" else after != target
+            found[name] = (hit[:, place] & usable).sum().item() / max(1, usable.sum().item())
+    return rates
+
+def trace_carries(model):
+    """The rates of every route: {"units to tens": {"flip": {...}, "control": {...}}, ...}."""
+    routes = {}
+    for origin, destination in itertools.combinations(range(model.args.num_digits + 1), 2):
+        route = f"{PLACES[origin]} to {PLACES[destination]}"
+        routes[route] = patch_rates(model, origin, destination)
+        if destination == origin + 1 < model.args.num_digits:
+            for nine in ("put in", "taken out"):
+                routes[f"{route}, nine, {nine}"] = patch_rates(model, origin, destination, nine)
     return routes
 
-def draw_carries(routes):
-    """Draw the flip rates of all heads on all routes."""
-    names = list(routes["units to tens"])
-    fig, ax = common.subplots(height=1.2 + 0.22 * len(names))
-    grid = [[rates[name] for rates in routes.values()] for name in names]
-    image = ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    for i, row in enumerate(grid):
-        for j, rate in enumerate(row):
-            ax.text(j, i, f"{rate:.2f}", ha="center", va="center", color="w" if rate > 0.6 else "k")
-    ax.set_xticks(range(len(routes)), [route.replace(" to ", "\nto ") for route in routes])
-    ax.set_yticks(range(len(names)), names)
-    ax.set(title="Which heads move the carry?", ylabel="patched heads", xlabel="route of the carry")
-    fig.colorbar(image, ax=ax, label="fraction of pairs whose digit flips")
+def draw_carries(routes, heads):
+    """Draw how often each head flips the digit, and how often it changes in the control."""
+    names = list(routes["units to tens"]["flip"])
+    fig, axes = common.subplots(1, 2, 2 + 0.2 * len(names), sharey=True)
+    alone = {route for row in heads.values() for route in row["moves alone"]}
+    fig.suptitle(f"On {len(alone)} of {len(routes)} routes one head alone moves the carry")
+    for ax, kind in zip(axes, ("flip", "control")):
+        grid = [[rates[kind][name] for rates in routes.values()] for name in names]
+        ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        for (i, j), rate in np.ndenumerate(grid):
+            color = "w" if rate > 0.6 else "k"
+            ax.text(j, i, f"{100 * rate:.0f}", ha="center", va="center", color=color)
+        ax.set_xticks(range(len(routes)), routes, rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), names)
+        ax.set_title("digits changed (%): " + {"flip": "carry differs", "control": "control"}[kind])
     return fig
+
+# 6d. What does a head say? At the query of a digit: how much of the variance of its output does the
+# carry into that column explain, and how does its attention depend on that carry? A large share
+# shows that the carry can be read there, not that anything reads it.
+
+def compare_carries(model, problems):
+    """{head: {"tens": variance explained, ...}} and {head: difference of weights (T, S)}."""
+    _, weights, outputs = run(model, problems)
+    explained = {}
+    difference = {}
+    for head in [head for head in outputs if head.startswith("cross")]:
+        explained[head] = {}
+        w = weights[head].double()                                  # (N, T, S)
+        difference[head] = torch.zeros_like(w[0]).tolist()
+        for column in range(1, model.args.num_digits + 1):
+            carry = carry_into(problems, column)                    # (N,)
+            x = outputs[head][:, -1 - column].double()              # (N, d_head)
+            x = x - x.mean(dim=0)
+            means = torch.where(carry[:, None], x[carry].mean(dim=0), x[~carry].mean(dim=0))
+            share = means.square().sum() / x.square().sum().clamp(min=1e-12)
+            explained[head][PLACES[column]] = share.item()
+            change = w[carry, -1 - column].mean(dim=0) - w[~carry, -1 - column].mean(dim=0)
+            difference[head][-1 - column] = change.tolist()
+    return explained, difference
+
+def describe(attention, source, target, ablation, explained, routes):
+    """Print and return what each head reads, costs, says and moves: {"enc.L0.H0": {...}, ...}."""
+    found = {}
+    print("  head         query<key of the largest weight")
+    for head, row in ablation["heads"].items():
+        queries = source if head.startswith("enc") else target
+        keys = ["start", *target] if head.startswith("dec") else source
+        reads = {q: keys[w.index(max(w))] for q, w in zip(queries, attention[head])}
+        lost = 100 * (ablation["baseline"] - row["mean"])
+        moved = [route for route, rates in routes.items()
+                 if rates["flip"][head] - rates["control"][head] >= 0.9 - 1e-9]
+        found[head] = {"reads": reads, "points lost": lost, "moves alone": moved,
+                       "variance explained": explained.get(head, {})}
+        says = 100 * max(explained.get(head, {"": 0}).values())
+        print(f"  {head:<12}", *(f"{q}<{k}" for q, k in reads.items()), f"| costs {lost:.1f} "
+              f"points | up to {says:.0f}% carry | alone moves {'; '.join(moved) or 'none'}")
+    return found
 
 # ---- 7. Command line -----------------------------------------------------------------------------
 
@@ -609,30 +682,35 @@ def analyze(args):
     jobs = list(common.each_seed(args))
     models = common.find_models(jobs, command_line(), load, train)["addition"]
     data = load_data(models[0].args)
-    tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}}
+    target = [SHORT.get(place, place) for place in PLACES[:models[0].args.num_digits + 1]][::-1]
+    source = [f"{place}a" for place in target[1:]] + ["+"] + [f"{place}b" for place in target[1:]]
+    tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}, "diff": {}, "heads": {}}
     for model in models:
-        seed = model.args.model_seed
         weights = attention_of(model, data["test"])
-        attention = {head: w.double().mean(dim=0).tolist() for head, w in weights.items()}
+        mean = {head: w.double().mean(dim=0).tolist() for head, w in weights.items()}
         ablation = ablate(model, data)
         pruning = prune(model, data, ablation)
-        carry = flip_rates(model)
-        for name, found in zip(tables, (attention, ablation, pruning, carry)):
-            tables[name][seed] = found
-        moves = max(weights, key=carry["units to tens"].get)
-        print(f"model seed {seed}: {pruning['prunable']} of {len(weights)} heads can be removed; "
-              f"{moves} moves most carries to the tens")
+        routes = trace_carries(model)
+        explained, difference = compare_carries(model, data["test"])
+        spare = 100 * pruning["prunable"] / len(mean)
+        print(f"model seed {model.args.model_seed}: {spare:.0f}% of the heads can be removed")
+        heads = describe(mean, source, target, ablation, explained, routes)
+        for name, found in zip(tables, (mean, ablation, pruning, routes, difference, heads)):
+            tables[name][model.args.model_seed] = found
     out = Path(args.out_dir, "addition")
     for name, found in tables.items():
         common.save(out / f"head_analysis/{name}.json", found)
     first = {name: found[models[0].args.model_seed] for name, found in tables.items()}
     common.save(out / "head_analysis/ablation.png", draw_ablation(first["ablation"]))
-    common.save(out / "head_analysis/carry.png", draw_carries(first["carry"]))
-    names = [place[0].upper() for place in PLACES[:model.args.num_digits]][::-1]
-    title = "Mean over test problems"
-    fig = draw_attention(first["attention"], [*names, "+", *names], ["Th", *names], title)
+    common.save(out / "head_analysis/carry.png", draw_carries(first["carry"], first["heads"]))
+    title = f"Mean over test problems; most needed: {first['ablation']['ranking'][0]}"
+    fig = draw_attention(first["attention"], source, target, title)
     common.save(out / "attention_patterns/mean.png", fig)
-    if model.args.num_digits == 3:
+    most = max(first["diff"], key=lambda head: np.abs(first["diff"][head]).max())
+    title = f"With a carry into the column, minus without: {most} changes most"
+    fig = draw_attention(first["diff"], source, target, title, -1, "RdBu")
+    common.save(out / "attention_patterns/carry.png", fig)
+    if models[0].args.num_digits == 3:
         draw_examples(models[0], EXAMPLES, args)
 
 def load(path):

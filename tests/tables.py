@@ -44,79 +44,56 @@ def percent(value, digits=1):
 
 def adder():
     log = load("addition/training_log.json")
-    test = log["test"]
-    exhaustive = log["exhaustive"]
+    test, everything = log["test"], log["exhaustive"]
     return table(["what", "result"], [
         ["parameters", f"{log['n_params']:,}"],
         [f"test problems right, of {test['n']:,}", percent(test["accuracy"], 2) + "%"],
-        [f"wrong of all {exhaustive['n']:,} problems", exhaustive["errors"]]])
-
-def attended(head, grid):
-    """What each digit attends to most, in words; the two digits of a column count together."""
-    source, target = [*"HTU+HTU"], ["Th", *"HTU"]
-    queries = source if head.startswith("enc") else target
-    keys = ["start", *target[:-1]] if head.startswith("dec") else source
-    parts = []
-    for query in dict.fromkeys(query for query in queries if query != "+"):
-        rows = [grid[i] for i, name in enumerate(queries) if name == query]
-        weights = {}
-        for j, key in enumerate(keys):
-            weights[key] = weights.get(key, 0) + mean(row[j] for row in rows)
-        key = max(weights, key=weights.get)
-        parts.append(f"{query}→{key} {weights[key]:.2f}")
-    return ", ".join(parts)
+        [f"wrong of all {everything['n']:,} problems", everything["errors"]]])
 
 def heads():
-    attention = load("addition/head_analysis/attention.json")["1"]
     ablation = load("addition/head_analysis/ablation.json")["1"]
-    routes = load("addition/head_analysis/carry.json")["1"]
+    n_routes = len(load("addition/head_analysis/carry.json")["1"])
     rows = []
-    for head, grid in attention.items():
-        found = ablation["heads"][head]
-        lost = [percent(ablation["baseline"] - found[way]) for way in ("mean", "zero")]
-        moved = [f"{name} {row[head]:.2f}" for name, row in routes.items() if row[head] >= 0.5]
-        rows.append([head, attended(head, grid), *lost, "; ".join(moved) or "none"])
-    return table(["head", "query→key that it attends to most", "points lost, mean",
-                  "points lost, zeros", "carries that it flips alone (0.5 or more)"], rows)
+    for head, found in load("addition/head_analysis/heads.json")["1"].items():
+        row = ablation["heads"][head]
+        lost = [percent(ablation["baseline"] - row[way]) for way in ("mean", "zero")]
+        reads = ", ".join(f"{query}→{key}" for query, key in found["reads"].items())
+        carry = " / ".join(f"{x:.2f}" for x in found["variance explained"].values())
+        rows.append([head, reads, *lost, carry or "-", f"{len(found['moves alone'])} of {n_routes}"])
+    return table(["head", "query→key of the largest weight", "points lost, mean", "points, zeros",
+                  "says the carry: T / H / Th", "routes it moves alone"], rows)
 
 def pruning():
     rows = []
     for seed, found in load("addition/head_analysis/pruning.json").items():
         n_heads = len(found["order"])
-        alone = len(found["removable_alone"])
-        rows.append([seed, f"{alone} ({percent(alone / n_heads, 0)}%)",
-                     f"{found['prunable']} ({percent(found['prunable'] / n_heads, 0)}%)",
-                     percent(found["accuracy_without_all_of_those"])])
+        rows.append([seed])
+        for count in (len(found["removable_alone"]), found["prunable"]):
+            rows[-1].append(f"{count} ({percent(count / n_heads, 0)}%)")
+        rows[-1].append(found["wrong_without_those"])
     return table(["model seed", f"of {n_heads} heads, removable each alone", "one after another",
-                  "accuracy without all of the former (%)"], rows)
+                  f"wrong of all {found['n_problems']:,} without all of the former"], rows)
 
-def routes():
+def carry_digits():
     rows = []
-    for name, rates in load("addition/head_analysis/carry.json")["1"].items():
-        cells = []
-        for stage in ("enc", "cross"):
-            heads = [head for head in rates if head.startswith(stage)]
-            heads.sort(key=rates.get, reverse=True)
-            cells.append(", ".join(f"{head} {rates[head]:.2f}" for head in heads[:2]))
-            cells.append(f"{rates[f'all of {stage}']:.2f}")
-        rows.append([name, *cells, f"{rates['all of dec']:.2f}"])
-    return table(["carry", "strongest of the encoder", "all of it", "strongest of cross-attention",
-                  "all of it", "all of decoder self-attention"], rows)
+    for head, found in load("addition/head_analysis/ablation.json")["1"]["heads"].items():
+        pairs = [found[place] for place in ("tens", "hundreds", "thousands")]
+        if min(min(pair) for pair in pairs) < 0.99:
+            rows.append([head, *(f"{percent(x, 0)} / {percent(y, 0)}" for x, y in pairs)])
+    return table(["head replaced by its mean", "tens right", "hundreds right", "thousands right"],
+                 rows)
 
 def route_seeds():
-    seeds = load("addition/head_analysis/carry.json").values()
+    seeds = load("addition/head_analysis/carry.json")
     rows = []
-    for name in load("addition/head_analysis/carry.json")["1"]:
-        cells = {"enc": [], "all of enc": [], "cross": []}
-        for found in seeds:
-            rates = found[name]
-            cells["all of enc"].append(f"{rates['all of enc']:.2f}")
-            for stage in ("enc", "cross"):
-                best = max(rates[head] for head in rates if head.startswith(stage))
-                cells[stage].append(f"{best:.2f}")
-        rows.append([name, *(", ".join(cell) for cell in cells.values())])
-    return table(["carry", "strongest encoder head", "all encoder heads",
-                  "strongest cross-attention head"], rows)
+    for route in seeds["1"]:
+        rows.append([route])
+        for found in seeds.values():
+            flip, control = found[route]["flip"], found[route]["control"]
+            more = {head: flip[head] - control[head] for head in flip if ".H" in head}
+            best = max(more, key=more.get)
+            rows[-1].append(f"{best} {more[best]:.2f}")
+    return table(["route", *(f"model seed {seed}" for seed in seeds)], rows)
 
 # ---- Sorting -------------------------------------------------------------------------------------
 

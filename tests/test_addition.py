@@ -3,6 +3,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 import random
 import tempfile
 import unittest
@@ -19,6 +20,7 @@ from tests.reference import TorchAdder, torch_attention
 
 SMALL = {"num_digits": 2, "n_head": 2, "d_model": 32, "d_ff": 64}
 HEADS = ["enc.L0.H0", "enc.L0.H1", "dec.L0.H0", "dec.L0.H1", "cross.L0.H0", "cross.L0.H1"]
+ALL = torch.cartesian_prod(torch.arange(10, 100), torch.arange(10, 100))  # two-digit problems
 MODELS, DATA, SAVED = {}, {}, {}  # {model seed: model}, {split: problems}, {name of file: content}
 
 def setUpModule():
@@ -34,7 +36,8 @@ def setUpModule():
             MODELS[str(job.model_seed)] = add.load(Path(folder, "out/addition", job.file))
         add.analyze(args)
     for path, thing in [call.args for call in save.call_args_list]:
-        SAVED[path.name] = json.loads(path.read_text()) if path.suffix == ".json" else thing
+        thing = json.loads(path.read_text()) if path.suffix == ".json" else thing
+        SAVED[path.name] = SAVED[f"{path.parent.name}/{path.name}"] = thing  # two are carry.png
 
 def flags(folder, **changes):
     args = add.command_line().parse_args([])
@@ -86,19 +89,6 @@ class DataAndTraining(unittest.TestCase):
         self.assertEqual([*val.tolist(), *test.tolist()], [[159, 507], [507, 159], [507, 159]])
         source, target = add.tokenize(test, flags(""))
         self.assertEqual({"input": source[0].tolist(), "target": target[0].tolist()}, record)
-
-    def test_a_wrong_record_is_named(self):
-        good = {"input": [5, 0, 10, 7, 1], "target": [1, 2, 1]}
-        wrong = [{"input": good["input"]}, {"target": good["target"]}, [good["input"]], 7, None]
-        for tokens in ([5, 0, 11, 7, 1], [5, 0, 10, 7], [5, 0.0, 10, 7, 1], [50, 7, 10, 7, 1],
-                       [0, 5, 10, 7, 1], ["5", "0", 10, 7, 1], "50+71", None):
-            wrong.append({**good, "input": tokens})
-        for tokens in ([1, 2, 2], [1, 2], "121", None):
-            wrong.append({**good, "target": tokens})
-        for record in wrong:
-            common.save(self.folder / "data/addition/train.jsonl", [good, record])
-            with self.assertRaisesRegex(common.UserError, "addition/train, record 2: .+; mend it"):
-                add.load_data(flags(self.folder, **SMALL))
 
     def train(self, **changes):
         """Ten steps on 20 problems; the weights that were saved, the log, and the 20 problems."""
@@ -192,7 +182,7 @@ class Model(unittest.TestCase):
                 self.assertTrue((same == (torch.arange(3) <= t)).all())
 
     def test_scores_are_those_of_greedy_decoding(self):
-        problems = torch.cartesian_prod(torch.arange(10, 100), torch.arange(10, 100))
+        problems = ALL
         for model in MODELS.values():
             source, target = add.tokenize(problems, model.args)
             answer = torch.zeros_like(target)
@@ -201,13 +191,14 @@ class Model(unittest.TestCase):
             answers = answer @ torch.tensor([100, 10, 1])
             right = (answers == problems.sum(1)).double().mean().item()
             self.assertTrue(0.4 < right < 0.95, right)  # it has learned something, not everything
-            self.assertTrue(add.solve(model, problems) == answers.tolist())
+            self.assertEqual(add.solve(model, problems), answers.tolist())
             self.assertEqual(add.exact_match(model, problems), right)  # teacher-forced
             self.assertEqual(add.count_wrong(model), (round(8100 * (1 - right)), 8100))
             logits = model(source, target).transpose(1, 2)
             loss = torch.nn.functional.cross_entropy(logits, target).item()
             assert_close(add.evaluate(model, problems), (loss, right), rtol=1e-5, atol=0)
 
+class LookingInside(unittest.TestCase):
     @mock.patch("torch.Tensor.argmax", lambda logits, dim: logits)  # so add.run returns logits
     def test_replacing_heads_which_leaves_no_trace(self):
         model = random_model()
@@ -233,97 +224,163 @@ class Model(unittest.TestCase):
         self.assertTrue(torch.equal(model(*add.tokenize(problems, model.args)), before))
 
     def test_tables(self):
-        def accuracy(replace):
+        def right(replace={}):
             digits, _, _ = add.run(model, DATA["test"], replace)
-            answers = digits @ torch.tensor([100, 10, 1])
-            return (answers == DATA["test"].sum(1)).double().mean().item()
+            return (digits == add.to_digits(DATA["test"].sum(1), 3)).double()  # (400, 3)
         for seed, model in MODELS.items():
-            add.run(model, DATA["test"])
-            attentions = [m for m in model.modules() if isinstance(m, add.MultiHeadAttention)]
-            means = sum([m.weights.double().mean(0).tolist() for m in attentions], [])
-            self.assertEqual(SAVED["attention.json"][seed], dict(zip(HEADS, means)))
+            _, weights, _ = add.run(model, DATA["test"])
             _, _, outputs = add.run(model, DATA["val"])
             table = {}
             for head in HEADS:
-                mean = outputs[head].mean(dim=0, keepdim=True)  # each token keeps its own
-                table[head] = {"zero": accuracy({head: 0}), "mean": accuracy({head: mean})}
-            ablation = {"n": 400, "baseline": accuracy({}), "heads": table,
+                mean = right({head: outputs[head].mean(dim=0, keepdim=True)})  # a mean per token
+                table[head] = {"zero": right({head: 0}).prod(dim=1).mean().item(),
+                               "mean": mean.prod(dim=1).mean().item()}
+                for column, name in ((1, "tens"), (2, "hundreds")):
+                    carry = add.carry_into(DATA["test"], column)
+                    digits = mean[:, 2 - column]
+                    table[head][name] = [digits[carry == x].mean().item() for x in (False, True)]
+                weights[head] = weights[head].double().mean(dim=0).tolist()
+            ablation = {"n": 400, "baseline": right().prod(dim=1).mean().item(), "heads": table,
                         "ranking": sorted(HEADS, key=lambda head: table[head]["mean"])}
-            self.assertEqual(SAVED["ablation.json"][seed], ablation)
-            self.assertEqual(SAVED["pruning.json"][seed], add.prune(model, DATA, ablation))
+            explained, difference = add.compare_carries(model, DATA["test"])
+            heads = add.describe(weights, ["Ta", "Ua", "+", "Tb", "Ub"], [*"HTU"], ablation,
+                                 explained, SAVED["carry.json"][seed])
+            found = {"attention": weights, "ablation": ablation, "heads": heads, "diff": difference,
+                     "pruning": add.prune(model, DATA, ablation)}
+            self.assertEqual({name: SAVED[f"{name}.json"][seed] for name in found}, found)
+        for name in [*found, "carry"]:
+            self.assertEqual(list(SAVED[f"{name}.json"]), ["1", "2"])
 
     def test_pruning(self):
-        """With made-up accuracies; of some pairs, each head stands in for the other."""
-        costs = {"val": (0.5, 0, 0.2, 0.1, 0.3, 0.45), "test": (0.2, 0.02, -0.015, 0, 0.01, 0.1)}
+        """With made-up accuracies; on test two heads stand in for each other."""
+        costs = {"val": (0.5, 0, 0.2, 0.1, 0.3, 0.4), "test": (0.2, 0.02, 0, -0.015, 0.01, 0.1)}
         def exact_match(model, problems, replace={}):
             zeros = [k for k in range(6) if replace.get(HEADS[k], 1) == 0]
-            both = {"val": {1, 3}, "test": {2, 4}}[problems] <= set(zeros)
+            both = problems == "test" and {2, 4} <= set(zeros)
             return 1 - 0.3 * both - sum(costs[problems][k] for k in zeros)
+
+        model, data = MODELS["1"], {"val": "val", "test": "test"}
         heads = {head: {"zero": 1 - cost} for head, cost in zip(HEADS, costs["test"])}
         with mock.patch.object(add, "exact_match", exact_match):
-            found = add.prune(None, {"val": "val", "test": "test"}, {"baseline": 1, "heads": heads})
-        self.assertEqual(found["order"], [HEADS[k] for k in (1, 2, 4, 3, 5, 0)])
+            found = add.prune(model, data, {"baseline": 1, "heads": heads})
+        self.assertEqual(found["order"], [HEADS[k] for k in (1, 3, 2, 4, 5, 0)])
         accuracy = [*found["accuracy"], found["accuracy_without_all_of_those"]]
-        assert_close(accuracy, [1, 0.98, 0.995, 0.685, 0.685, 0.585, 0.385, 0.705])
-        self.assertEqual((found["prunable"], found["removable_alone"]), (2, HEADS[2:5]))
+        assert_close(accuracy, [1, 0.98, 0.995, 0.995, 0.685, 0.585, 0.385, 0.705])
+        self.assertEqual((found["prunable"], found["removable_alone"]), (3, HEADS[2:5]))
+        digits, _, _ = add.run(model, ALL, dict.fromkeys(HEADS[2:5], 0))  # it is not made up
+        wrong = (digits @ torch.tensor([100, 10, 1]) != ALL.sum(1)).sum()
+        self.assertEqual([found["wrong_without_those"], found["n_problems"]], [wrong, 8100])
+        self.assertLess(add.count_wrong(model)[0], wrong)  # it has its heads again
 
     def test_carry_pairs_are_what_they_say(self):
-        for origin, destination in itertools.combinations(range(4), 2):
-            clean, other = add.carry_pairs(destination, origin, num_digits=3, n_pairs=500)
-            odd = torch.arange(500)[:, None] % 2 == 1
-            pairs = [torch.where(odd, other, clean), torch.where(odd, clean, other)]
-            self.assertTrue(clean.min() >= 100 and clean.max() <= 999 and len(clean.unique()) > 100)
-            for k in range(3):
-                without, with_carry = [problems // 10 ** k % 10 for problems in pairs]
-                self.assertTrue(((without == with_carry).all(dim=1) == (k != origin)).all())
-            # The other columns are the same, so one more here is the carry from the origin.
-            without, with_carry = [problems.sum(1) // 10 ** destination for problems in pairs]
-            self.assertTrue((without + 1 == with_carry).all())
-            self.assertTrue((without % 10 != 9).all())  # no digit further left changes
+        ends = itertools.combinations(range(4), 2)
+        nines = (None, "put in", "taken out")
+        for (origin, end), kind, nine in itertools.product(ends, ("flip", "control"), nines):
+            pairs = torch.stack(add.carry_pairs(origin, end, 4, kind, nine))  # (2, 1000, 2)
+            self.assertTrue(pairs.min() > 999 and pairs.max() < 10_000)
+            for k in range(4):
+                clean, other = pairs // 10 ** k % 10
+                same = (clean == other).all(dim=1).sum()
+                self.assertTrue(same < 100 if k == origin else same == 1000)
+                passing = 1000 if origin < k < end or (nine and k == end) else 0
+                passes = (clean.sum(1) == 9).sum()
+                self.assertTrue(passes == passing if origin <= k <= end else 50 < passes < 200)
+            clean, other = (pairs % 10 ** (origin + 1)).sum(2) // 10 ** (origin + 1)  # carries
+            self.assertEqual(clean.sum(), {None: 500, "put in": 0, "taken out": 1000}[nine])
+            self.assertTrue(((clean != other) == (kind == "flip")).all())
+            # From the destination on the sums differ by the carry, further left only with a nine.
+            x, y = pairs.sum(2) // 10 ** end
+            self.assertTrue((y - x == other - clean).all())
+            self.assertTrue(((x // 10 == y // 10) == (kind == "control" or not nine)).all())
 
-    def test_flip_rates(self):
+    def test_patch_rates(self):
         """Only pairs count of which the model gets both digits right without patching."""
-        def predicted(problems, *heads):
+        def predicted(problems, name="none"):
+            heads = [head for head in HEADS if head.startswith(name.removeprefix("all of "))]
             digits, _, _ = add.run(model, problems, {head: outputs[head] for head in heads})
-            return digits[:, 2 - destination]
-        for seed, model in MODELS.items():
-            routes = SAVED["carry.json"][seed]
-            self.assertEqual(" ".join(routes), "units to tens units to hundreds tens to hundreds")
-            for (origin, destination), rates in zip(((0, 1), (0, 2), (1, 2)), routes.values()):
-                clean, other = add.carry_pairs(destination, origin, 2, 1000)
-                before, after = [x.sum(1) // 10 ** destination % 10 for x in (clean, other)]
+            return digits[:, 2 - end]
+        routes = {"units to tens": (0, 1, None), "units to tens, nine, put in": (0, 1, "put in"),
+                  "units to tens, nine, taken out": (0, 1, "taken out"),
+                  "units to hundreds": (0, 2, None), "tens to hundreds": (1, 2, None)}
+        for (seed, model), kind in itertools.product(MODELS.items(), ("flip", "control")):
+            self.assertEqual(list(SAVED["carry.json"][seed]), list(routes))
+            for route, (origin, end, nine) in routes.items():
+                clean, other = add.carry_pairs(origin, end, 2, kind, nine)
+                before, after = [x.sum(1) // 10 ** end % 10 for x in (clean, other)]
                 _, _, outputs = add.run(model, other)
                 usable = (predicted(clean) == before) & (predicted(other) == after)
-                self.assertTrue(200 < usable.sum() < 1000 + origin)  # tens are easy
-                self.assertEqual((rates["all of dec"], rates["all of cross"]), (0, 1))
-                for name in ("all of enc", *HEADS):
-                    heads = [name] if name in HEADS else HEADS[:2]
-                    flipped = (predicted(clean, *heads) == after)[usable]
-                    self.assertEqual(rates[name], flipped.double().mean().item())
+                self.assertTrue(200 < usable.sum() < 1000 or nine or origin)  # some are easy
+                rates = SAVED["carry.json"][seed][route][kind]
+                for name in [*HEADS, "all of enc", "all of dec", "all of cross"]:
+                    digit = predicted(clean, name)[usable]
+                    hit = digit == after[usable] if kind == "flip" else digit != before[usable]
+                    self.assertEqual(rates[name], hit.double().mean().item())
+                known = rates["all of dec"], rates["all of cross"]
+                self.assertTrue(known == (0, kind == "flip") or (nine and kind == "flip"))
+
+    def test_patching_a_constant_head_changes_nothing(self):
+        model = copy.deepcopy(MODELS["1"])
+        model.decoder[0].cross_attention.value.weight.data[:16] = 0
+        for kind, rates in add.patch_rates(model, 0, 1).items():
+            self.assertEqual([rates["cross.L0.H0"], rates["all of cross"]], [0, kind == "flip"])
+
+    def test_compare_carries(self):
+        """Made-up heads say the carry, the carry and as much noise, noise, and nothing."""
+        schoolbook = [ALL[:, 0] < 0, (ALL % 10).sum(1) > 9, ALL.sum(1) > 99]
+        for column in range(3):
+            self.assertTrue(torch.equal(add.carry_into(ALL, column), schoolbook[column]))
+        carry = torch.stack(schoolbook[::-1], dim=1)[..., None].float()  # (8100, 3, 1)
+        noise = carry[torch.randperm(8100)]
+        said = [2 - 3 * carry, torch.cat([5 * carry, 5 * noise], dim=2), noise, 0 * noise]
+        outputs = {f"cross.L0.H{h}": output for h, output in enumerate(said)}
+        change = torch.rand(4, 3, 5)  # of the weights, with a carry
+        weights = dict(zip(outputs, change[:, None] * carry + 0.01 * torch.randn(4, 8100, 3, 5)))
+        made_up = None, weights, {"enc.L0.H0": carry, **outputs}
+        with mock.patch.object(add, "run", return_value=made_up):
+            explained, difference = add.compare_carries(MODELS["1"], ALL)
+        assert_close(explained["cross.L0.H0"], {"tens": 1.0, "hundreds": 1.0}, rtol=0, atol=1e-12)
+        shares = [[*row.values()] for row in explained.values()]
+        expected = [[x, x] for x in (1.0, 0.5, 0.0, 0.0)]
+        assert_close(shares, expected, rtol=0, atol=0.01)
+        change[:, 2] = 0
+        assert_close(torch.tensor([*difference.values()]), change, rtol=0, atol=2e-3)
+
+    def test_describe(self):
+        """On made-up tables. Each head is just above the threshold on a route of its own."""
+        reads = {"enc.L0.H0": ["ac", "bb", "ca"], "dec.L0.H0": ["xy", "yx", ["z", "start"]],
+                 "cross.L0.H0": ["xc", "yb", "za"]}
+        attention = dict.fromkeys(reads, torch.eye(3).flip(0).tolist())
+        ablation = {"baseline": 0.75, "heads": dict.fromkeys(reads, {"zero": 0, "mean": 0.5})}
+        flip, control = dict.fromkeys(reads, 0.93), dict.fromkeys(reads, 0.031)
+        routes = {head: {"flip": flip, "control": {**control, head: 0.029}} for head in reads}
+        said = {"cross.L0.H0": {"tens": 7}}
+        found = add.describe(attention, "abc", "xyz", ablation, said, routes)
+        expected = {head: {"reads": dict(pairs), "points lost": 25, "moves alone": [head],
+                           "variance explained": {}} for head, pairs in reads.items()}
+        expected["cross.L0.H0"]["variance explained"] = said["cross.L0.H0"]
+        self.assertEqual(found, expected)
 
     def test_figures_show_the_first_model_seed(self):
         self.assertEqual(SAVED["training_log.json"]["args"]["model_seed"], 1)
-        weights = SAVED["attention.json"]["1"]
-        labels = {"enc": ("34+15", "34+15"), "dec": ("049", "start04"), "cross": ("049", "34+15")}
-        fig = add.draw_attention(weights, [*"34+15"], [*"049"], "34+15=049")
-        for ax, mean, head in zip(fig.axes[:-1], SAVED["mean.png"].axes[:-1], HEADS, strict=True):
-            self.assertEqual(ax.images[0].get_array().tolist(), weights[head])
-            self.assertEqual(mean.images[0].get_array().tolist(), weights[head])
-            rows = "".join(label.get_text() for label in ax.get_yticklabels())
-            columns = "".join(label.get_text() for label in ax.get_xticklabels())
-            self.assertEqual((ax.get_title(), (rows, columns)), (head, labels[head.split(".")[0]]))
+        places = {"enc": "Ta Ua + Tb Ub", "dec": "start H T", "cross": "Ta Ua + Tb Ub"}
+        for file, table, low in (("mean.png", "attention.json", 0),
+                                 ("attention_patterns/carry.png", "diff.json", -1)):
+            axes = SAVED[file].axes[:-1]
+            for ax, (head, grid) in zip(axes, SAVED[table]["1"].items(), strict=True):
+                stage = head.split(".")[0]
+                rows, columns = [" ".join(text.get_text() for text in labels)
+                                 for labels in (ax.get_yticklabels(), ax.get_xticklabels())]
+                self.assertEqual((ax.get_title(), columns), (head, places[stage]))
+                self.assertEqual(rows, places["enc"] if stage == "enc" else "H T U")
+                self.assertEqual(ax.images[0].get_array().tolist(), grid)
+                self.assertEqual(ax.images[0].get_clim(), (low, 1))
         table = SAVED["ablation.json"]["1"]
         ax = SAVED["ablation.png"].axes[0]
-        self.assertEqual([label.get_text() for label in ax.get_xticklabels()], HEADS)
-        for bars, kind, shift in zip(ax.containers, ("zero", "mean"), (-0.2, 0.2), strict=True):
-            for i, (bar, head) in enumerate(zip(bars, HEADS, strict=True)):
-                lost = 100 * (table["baseline"] - table["heads"][head][kind])
-                assert_close([bar.get_center()[0], bar.get_height()], [i + shift, lost])
-        ax = SAVED["carry.png"].axes[0]
-        self.assertEqual(len(ax.texts), 27)
-        for text in ax.texts:
-            column, row = text.get_position()
-            route = ax.get_xticklabels()[column].get_text().replace("\n", " ")
-            rate = SAVED["carry.json"]["1"][route][ax.get_yticklabels()[row].get_text()]
-            found = (text.get_text(), ax.images[0].get_array()[row, column])
-            self.assertEqual(found, (f"{rate:.2f}", rate))
+        heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+        for kind, found in zip(("zero", "mean"), heights, strict=True):
+            lost = [100 * (table["baseline"] - row[kind]) for row in table["heads"].values()]
+            assert_close(found, lost)
+        for ax, kind in zip(SAVED["head_analysis/carry.png"].axes, ("flip", "control")):
+            self.assertEqual("control" in ax.get_title(), kind == "control")
+            rates = [[*route[kind].values()] for route in SAVED["carry.json"]["1"].values()]
+            assert_close(torch.tensor(ax.images[0].get_array()).T, torch.tensor(rates).double())
