@@ -408,10 +408,8 @@ def run(model, problems, replace={}):
     attention weights (N, T, S)}, and {head: output (N, T, d_head)}.
     """
     replace_heads(model, replace)
-    try:
-        predictions = model(*tokenize(problems, model.args)).argmax(dim=-1)
-    finally:
-        replace_heads(model, {})
+    predictions = model(*tokenize(problems, model.args)).argmax(dim=-1)
+    replace_heads(model, {})
     weights = {}
     outputs = {}
     for name, attention in attentions_of(model).items():
@@ -426,16 +424,12 @@ def exact_match(model, problems, replace={}):
     _, target = tokenize(problems, model.args)
     return (predictions == target).all(dim=1).double().mean().item()
 
-def attention_of(model, problems):
-    """The attention weights of every head on problems [(a, b), ...]: {"enc.L0.H0": (N, T, S)}."""
-    return run(model, torch.as_tensor(problems))[1]
-
 # 6a. What does each head attend to?
 # Rows are queries, columns are keys. A row of the decoder is named by the digit that it predicts.
 # Hypothesis: since a column needs the carry from its right, some head of the encoder or of
 # cross-attention attends from tens to units and from hundreds to tens. Refuted if no head does both
-# with most of its weight. Result: all five model seeds have one, here cross.L0.H2 on 347+159, and
-# one that joins the digits of a column. But weights show what a head reads, not that it is needed.
+# with most of its weight. Result: all five model seeds have one, here cross.L0.H2 on 347+159. But
+# weights show what a head reads, not that it is needed.
 #
 #                  3    4    7    +    1    5    9
 #     predicts 0                            1.0
@@ -464,7 +458,8 @@ def draw_attention(weights, source, target, title, low=0, cmap="Blues"):
 def draw_examples(model, problems, args):
     """Draw all heads on each of the problems [(a, b), ...]."""
     for a, b in problems:
-        weights = {head: grid[0].cpu() for head, grid in attention_of(model, [(a, b)]).items()}
+        _, weights, _ = run(model, torch.tensor([(a, b)]))
+        weights = {head: grid[0].cpu() for head, grid in weights.items()}
         target = f"{a + b:0{model.args.num_digits + 1}}"
         title = f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]}"
         fig = draw_attention(weights, [*f"{a}+{b}"], [*target], title)
@@ -660,7 +655,6 @@ def compare_carries(model, problems):
 def describe(attention, source, target, ablation, explained, routes):
     """Print and return what each head reads, costs, says and moves: {"enc.L0.H0": {...}, ...}."""
     found = {}
-    print("  head         query<key of the largest weight")
     for head, row in ablation["heads"].items():
         queries = source if head.startswith("enc") else target
         keys = ["start", *target] if head.startswith("dec") else source
@@ -686,14 +680,15 @@ def analyze(args):
     source = [f"{place}a" for place in target[1:]] + ["+"] + [f"{place}b" for place in target[1:]]
     tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}, "diff": {}, "heads": {}}
     for model in models:
-        weights = attention_of(model, data["test"])
+        _, weights, _ = run(model, data["test"])
         mean = {head: w.double().mean(dim=0).tolist() for head, w in weights.items()}
         ablation = ablate(model, data)
         pruning = prune(model, data, ablation)
         routes = trace_carries(model)
         explained, difference = compare_carries(model, data["test"])
         spare = 100 * pruning["prunable"] / len(mean)
-        print(f"model seed {model.args.model_seed}: {spare:.0f}% of the heads can be removed")
+        print(f"model seed {model.args.model_seed}: {spare:.0f}% of the heads can be removed; "
+              "query<key of the largest weight of each:")
         heads = describe(mean, source, target, ablation, explained, routes)
         for name, found in zip(tables, (mean, ablation, pruning, routes, difference, heads)):
             tables[name][model.args.model_seed] = found
