@@ -258,15 +258,13 @@ class MultiHeadAttention(nn.Module):
         self.query_key_value = nn.Linear(d_model, 3 * d_model)  # three matrices in one
         self.output = nn.Linear(d_model, d_model)
 
-    def forward(self, x, mask, encoding, position, scale):
-        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, 1, T, T), is True where to attend.
-        position (T,) or (B, T); scale multiplies the scores: it is 1 but for an experiment.
-        """
+    def forward(self, x, mask, encoding, position):
+        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, 1, T, T), is True where to attend."""
         qkv = self.query_key_value(x).unflatten(-1, (3, self.n_head, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                           # (B, n_head, T, d_head)
         q = encoding.rotate(q, position)
         k = encoding.rotate(k, position)
-        scores = scale * q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, n_head, T, T)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])      # (B, n_head, T, T)
         scores = encoding.bias(scores, position).masked_fill(~mask, -math.inf)
         weights = scores.softmax(dim=-1)                               # each row sums to 1
         self.weights = weights.detach()                                # for section 7
@@ -282,8 +280,8 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(args.d_model, args.d_ff), nn.ReLU(),
                                           nn.Linear(args.d_ff, args.d_model))
 
-    def forward(self, x, mask, encoding, position, scale):
-        x = x + self.attention(self.norm1(x), mask, encoding, position, scale)
+    def forward(self, x, mask, encoding, position):
+        x = x + self.attention(self.norm1(x), mask, encoding, position)
         return x + self.feed_forward(self.norm2(x))  # (B, T, C)
 
 class SortednessEncoder(nn.Module):
@@ -299,13 +297,11 @@ class SortednessEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.1)
         self.encoding = ENCODINGS[args.pe](args)  # last: the other weights are the same for all
 
-    def hidden_states(self, x, start=0, window=None, log_n=False, hold=None):
+    def hidden_states(self, x, start=0, window=None):
         """x (B, T), PAD after the end of a list -> (B, T, C).
 
-        Positions are start, start + 1, ...; start is a number, or (B, 1). The rest is for section
-        7. window: a query attends to the last so many numbers, for causal models only. log_n: its
-        scores grow with its number of keys. hold (channels, last): in these channels (C,) the
-        encoding of all positions beyond the last is that of the last.
+        Positions are start, start + 1, ...; start is a number, or (B, 1). With a window, for causal
+        models only, a query attends to the last `window` numbers.
         """
         order = torch.arange(x.shape[1], device=x.device)            # (T,)
         position = start + order                                     # (T,) or (B, T)
@@ -315,18 +311,9 @@ class SortednessEncoder(nn.Module):
             mask = mask & (order <= order[:, None])                  # (B, 1, T, T): nothing later
         if window:
             mask = mask & (order > order[:, None] - window)
-        scale = 1
-        if log_n:
-            n_keys = mask.sum(dim=-1, keepdim=True)                  # (B, 1, T, 1)
-            scale = (n_keys.log() / math.log(LENGTHS[-1])).clamp(min=1)
-        tokens = self.token_embedding(x)                             # (B, T, C)
-        h = self.encoding.embed(tokens, position, present)
-        if hold:
-            channels, last = hold
-            h_last = self.encoding.embed(tokens, position.clamp(max=last), present)
-            h = torch.where(channels.to(x.device), h_last, h)
+        h = self.encoding.embed(self.token_embedding(x), position, present)
         for block in self.blocks:
-            h = block(h, mask, self.encoding, position, scale)
+            h = block(h, mask, self.encoding, position)
         return self.norm(h)
 
     def classify(self, h, present):
@@ -338,9 +325,9 @@ class SortednessEncoder(nn.Module):
             pooled = h.masked_fill(~present, 0).sum(dim=1) / present.sum(dim=1)
         return self.to_logit(pooled).squeeze(-1)
 
-    def forward(self, x, start=0, **experiment):
+    def forward(self, x, start=0, window=None):
         """x (B, T) -> logits (B,)."""
-        return self.classify(self.hidden_states(x, start, **experiment), x != PAD)
+        return self.classify(self.hidden_states(x, start, window), x != PAD)
 
 # ---- 4. Scoring ----------------------------------------------------------------------------------
 # A model that calls everything unsorted is right on all unsorted lists. So each kind of list is
@@ -348,20 +335,20 @@ class SortednessEncoder(nn.Module):
 # accuracy is the mean of the recall of sorted lists and the mean recall of the unsorted kinds. A
 # constant answer, and a model that cannot see the order, get 50%.
 
-def predict(model, lists, **experiment):
+def predict(model, lists, start=0, window=None):
     """The logits (N,) of lists (N, T), in chunks on all cores."""
     @torch.inference_mode()
     def logits_of(chunk):
-        return model(chunk.to(model.args.device), **experiment).cpu()
+        return model(chunk.to(model.args.device), start, window).cpu()
     chunks = lists.split(max(1, min(512, 2**18 // lists.shape[1] ** 2)))  # attention takes T x T
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return torch.cat(list(pool.map(logits_of, chunks)))
 
-def evaluate(model, data, **experiment):
+def evaluate(model, data, start=0, window=None):
     """Loss, balanced accuracy, and recall {"sorted": 0.99, ...} on data (lists, kinds)."""
     lists, kinds = data
     model.eval()
-    logits = predict(model, lists, **experiment)
+    logits = predict(model, lists, start, window)
     is_sorted = torch.tensor([kind == "sorted" for kind in kinds])
     loss = F.binary_cross_entropy_with_logits(logits, is_sorted.float()).item()
     right = ((logits > 0) == is_sorted).double()
@@ -387,7 +374,7 @@ STARTS = {"everywhere": [*range(241)],            # a list of 16 that starts at 
           "gap": [*range(85), *range(140, 241)],  # no list touches positions 100 to 139
           "early": [*range(106)]}                 # no list goes beyond position 120
 
-def add_constant(lists, generator):
+def shift_numbers(lists, generator):
     """Add a random amount to each list (B, T), such that its numbers stay from 0 to 99."""
     present = lists != PAD
     smallest = lists.amin(dim=1, keepdim=True)                               # (B, 1)
@@ -418,7 +405,7 @@ def train(args):
         if i == 0:
             order = torch.randperm(len(lists), generator=shuffle)
         batch = order[i * args.batch_size:(i + 1) * args.batch_size]  # (B,)
-        x = add_constant(lists[batch], generator).to(args.device)    # (B, T)
+        x = shift_numbers(lists[batch], generator).to(args.device)    # (B, T)
         start = 0
         if args.random_start:
             starts = torch.tensor(STARTS[args.random_start])
