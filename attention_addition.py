@@ -425,11 +425,10 @@ def exact_match(model, problems, replace={}):
     return (predictions == target).all(dim=1).double().mean().item()
 
 # 6a. What does each head attend to?
-# Rows are queries, columns are keys. A row of the decoder is named by the digit that it predicts.
-# Hypothesis: since a column needs the carry from its right, some head of the encoder or of
-# cross-attention attends from tens to units and from hundreds to tens. Refuted if no head does both
-# with most of its weight. Result: all five model seeds have one, here cross.L0.H2 on 347+159. But
-# weights show what a head reads, not that it is needed.
+# A row of the decoder is named by the digit that it predicts. Hypothesis: since a column needs the
+# carry from its right, some head of the encoder or of cross-attention attends from tens to units
+# and from hundreds to tens. Refuted if no head does both with most of its weight. Result: all five
+# model seeds have one, here cross.L0.H2 on 347+159:
 #
 #                  3    4    7    +    1    5    9
 #     predicts 0                            1.0
@@ -465,7 +464,7 @@ def draw_examples(model, problems, args):
         fig = draw_attention(weights, [*f"{a}+{b}"], [*target], title)
         common.save(Path(args.out_dir, f"addition/attention_patterns/example_{a}+{b}.png"), fig)
 
-# 6b. Which heads are needed?
+# 6b. Which heads are needed? Attention weights show what a head reads, not that it is needed.
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zeros remove all of
 # it. Its mean over problems, for each token, keeps what is the same for all (it acts like a bias)
 # and removes only what depends on the problem. How much a head costs depends on how many problems

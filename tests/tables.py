@@ -58,8 +58,8 @@ def heads():
         row = ablation["heads"][head]
         lost = [percent(ablation["baseline"] - row[way]) for way in ("mean", "zero")]
         reads = ", ".join(f"{query}→{key}" for query, key in found["reads"].items())
-        carry = " / ".join(f"{x:.2f}" for x in found["variance explained"].values())
-        rows.append([head, reads, *lost, carry or "-", f"{len(found['moves alone'])} of {n_routes}"])
+        said = " / ".join(f"{x:.2f}" for x in found["variance explained"].values())
+        rows.append([head, reads, *lost, said or "-", f"{len(found['moves alone'])} of {n_routes}"])
     return table(["head", "query→key of the largest weight", "points lost, mean", "points, zeros",
                   "says the carry: T / H / Th", "routes it moves alone"], rows)
 

@@ -63,9 +63,6 @@ class DataAndTraining(unittest.TestCase):
             self.assertEqual(len(data[split]), n)
             share = (data[split].sum(1) % 100 == 99).double().mean()  # 1% of random problems
             self.assertEqual(share > 0.03, split == "train")
-        for flag in ("seed", "num_digits", "n_train", "n_val", "n_test", "carry_chains"):
-            with self.assertRaisesRegex(common.UserError, f"made with {flag} [0-9.]+; type that, "):
-                add.load_data(flags(self.folder, **{flag: 1}))
         with self.assertRaisesRegex(common.UserError, "only 45 pairs; type fewer"):
             add.load_data(flags(self.folder, mode="gendata", num_digits=1))
 
@@ -129,11 +126,6 @@ class DataAndTraining(unittest.TestCase):
             self.assertEqual(sorted(epoch.tolist()), sorted(train.sort().values.tolist()))
         last, _, _ = self.train(lr=0.02, eval_every=10)  # evaluating less often changes no weight
         assert_close(last, seen[9][1], rtol=0, atol=0)
-
-    def test_a_loss_that_is_not_finite(self):
-        with self.assertRaisesRegex(common.UserError, "not finite at step 10; type a smaller --lr"):
-            self.train(lr=1e30)
-        self.assertFalse((self.folder / "out").exists())
 
     def test_weight_decay_is_for_matrices(self):
         """Without gradients it is all that happens: they shrink by 1 - rate x decay in a step."""
@@ -307,7 +299,6 @@ class LookingInside(unittest.TestCase):
                 before, after = [x.sum(1) // 10 ** end % 10 for x in (clean, other)]
                 _, _, outputs = add.run(model, other)
                 usable = (predicted(clean) == before) & (predicted(other) == after)
-                self.assertTrue(200 < usable.sum() < 1000 or nine or origin)  # some are easy
                 rates = SAVED["carry.json"][seed][route][kind]
                 for name in [*HEADS, "all of enc", "all of dec", "all of cross"]:
                     digit = predicted(clean, name)[usable]

@@ -123,15 +123,6 @@ print(state() == before)""")
         result = run(os.path.abspath("probe.py"))
         self.assertEqual((result.stdout, result.stderr), (b"True\n", b""))
 
-    def test_figures_depend_on_no_setting_of_the_user(self):
-        Path("matplotlibrc").write_text("axes.facecolor: red\nfont.size: 30\n")
-        figures = contents("out/addition", "*.png")
-        shutil.rmtree("out")
-        setting = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        result = subprocess.run(ADDER, env=os.environ | setting, capture_output=True)
-        self.assertEqual(result.returncode, 0, result.stderr.decode())
-        self.assertEqual(contents("out/addition", "*.png"), figures)
-
     def test_ctrl_c(self):
         before = contents()
         listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # also in the background
@@ -182,18 +173,16 @@ print(state() == before)""")
 
     def test_wrong_records(self):
         """They are named. And who only asks or draws need not care."""
-        cases = {add: ('{"input": [1, 2, 10, 1, 3], "target": [0, 2, 5]}',
-                       [("5", "6"), ("1", "0"), ("[1, ", "["), ("get", ""), ("[0, 2, 5]", "25")]),
-                 sort: ('{"sequence": [3, 15, 27], "is_sorted": 1, "length": 3}',
-                        [("27", "100"), ("27", "2.7"), ("27", '"27"'), ("ed", ""), ("1,", "0,"),
-                         ("3}", "4}"), ("[3, 15, 27]", "3"), ("15, 27", "2")])}
-        for script, (right, pairs) in cases.items():
-            path = Path(DATA[script], "train.jsonl")
+        right = '{"input": [1, 2, 10, 1, 3], "target": [0, 2, 5]}'
+        pairs = [("5", "6"), ("1", "0"), ("[1, ", "["), ("get", ""), ("[0, 2, 5]", "25"),
+                 ("10", "11"), ("3", "3.0"), ("2, 5", "2, 5, 0"), ("[1, 2, 10, 1, 3]", "null")]
+        path = Path(DATA[add], "train.jsonl")
+        first = path.read_text().splitlines()[0]
+        for text in ["hello", "", "3", "[]", "{}", *(right.replace(*pair) for pair in pairs)]:
+            path.write_text(f"{first}\n{text}\n")
             sentence = f"{path.with_suffix('')}, record 2: .*; mend it, or type another --data-dir"
-            for text in ["hello", "", "3", "[]", "{}", *(right.replace(*pair) for pair in pairs)]:
-                path.write_text(f"{path.read_text().splitlines()[0]}\n{text}\n")
-                self.wrong(script, sentence, f"{ONE[script]} --mode train")
-            self.good(script, ASK[script])
+            self.wrong(add, sentence, f"{ONE[add]} --mode train")
+        self.good(add, ASK[add])
         self.good(add, "--mode analyze 34+15")
         self.assertTrue(Path("out/addition/attention_patterns/example_34+15.png").exists())
 
