@@ -2,7 +2,7 @@
 
 A transformer encoder reads a list of numbers and decides whether it is sorted. It learns from
 10,000 lists of 8 to 16 numbers and is tested on lists of up to 256. Vaswani et al. 2017 chose
-sinusoidal encodings because they "may allow the model to extrapolate". We compare six encodings and
+sinusoidal encodings because they "may allow the model to extrapolate". We compare five encodings and
 change one thing at a time: the encoding, the mask, or where training lists start. Neither
 sinusoidal nor learned encodings get far beyond 16. ALiBi does, with a causal mask.
 
@@ -18,7 +18,6 @@ section 2 of attention_addition.py.
 import copy
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -138,7 +137,7 @@ def load_data(args, names):
     return {name: (pad(x for x, _ in found), [kind for _, kind in found])
             for name, found in records.items()}
 
-# ---- 2. Six positional encodings -----------------------------------------------------------------
+# ---- 2. Five positional encodings ----------------------------------------------------------------
 # Attention gives each token a weighted mean of the values v of all tokens. Without a mask, nothing
 # in it depends on the order: permute the tokens, and the outputs are permuted in the same way. Pool
 # them, and the order is gone. A causal mask is itself a source of order (Kazemnejad et al. 2023): a
@@ -156,8 +155,8 @@ class Encoding(nn.Module):
         super().__init__()
         self.args = args
 
-    def embed(self, x, position, present):
-        """Change the embedded tokens x (B, T, C); present (B, T) is False at padding."""
+    def embed(self, x, position):
+        """Change the embedded tokens x (B, T, C)."""
         return x
 
     def rotate(self, x, position):
@@ -186,7 +185,7 @@ class Sinusoidal(Encoding):
     """Fixed waves, added to the tokens."""
     uses_start = True
 
-    def embed(self, x, position, present):
+    def embed(self, x, position):
         return x + sinusoids(position, x.shape[-1])
 
 class Learned(Encoding):
@@ -197,21 +196,8 @@ class Learned(Encoding):
         super().__init__(args)
         self.table = nn.Parameter(torch.randn(args.max_len, args.d_model) / math.sqrt(2))
 
-    def embed(self, x, position, present):
+    def embed(self, x, position):
         return x + self.table[position]
-
-class Randomized(Encoding):
-    """Not 0, 1, 2, ... but a random choice, in order, from a longer range (Ruoss et al. 2023).
-
-    16 numbers may get the positions 7, 31, 52, ..., 498 of 512, so all positions of long lists
-    occur. The model can rely on which of two is larger, not on their distance. For n numbers n
-    positions are drawn and sorted; when tested, always the same.
-    """
-    def embed(self, x, position, present):
-        generator = None if self.training else torch.Generator().manual_seed(0)
-        chosen = torch.randperm(self.args.max_len, generator=generator)[:x.shape[1]].to(x.device)
-        chosen = chosen.masked_fill(~present, self.args.max_len)  # (B, T); padding comes last
-        return x + sinusoids(chosen.sort(dim=-1).values, x.shape[-1])
 
 class Rope(Encoding):
     """RoPE (Su et al. 2021, section 3.2): rotate each pair of channels of q and k.
@@ -241,8 +227,8 @@ class Alibi(Encoding):
         distance = (position[..., :, None] - position[..., None, :]).abs()  # (..., T, T)
         return scores - slopes[:, None, None] * distance.unsqueeze(-3)
 
-ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned,
-             "randomized": Randomized, "rope": Rope, "alibi": Alibi}
+ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned, "rope": Rope,
+             "alibi": Alibi}
 
 # ---- 3. Attention and the model ------------------------------------------------------------------
 # Without a mask every number attends to all numbers, with a causal mask to itself and earlier ones.
@@ -258,13 +244,15 @@ class MultiHeadAttention(nn.Module):
         self.query_key_value = nn.Linear(d_model, 3 * d_model)  # three matrices in one
         self.output = nn.Linear(d_model, d_model)
 
-    def forward(self, x, mask, encoding, position):
-        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, 1, T, T), is True where to attend."""
+    def forward(self, x, mask, encoding, position, scale):
+        """x (B, T, C) -> (B, T, C). mask, broadcast to (B, 1, T, T), is True where to attend.
+        position (T,) or (B, T); scale multiplies the scores: it is 1 but for an experiment.
+        """
         qkv = self.query_key_value(x).unflatten(-1, (3, self.n_head, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                           # (B, n_head, T, d_head)
         q = encoding.rotate(q, position)
         k = encoding.rotate(k, position)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])      # (B, n_head, T, T)
+        scores = scale * q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, n_head, T, T)
         scores = encoding.bias(scores, position).masked_fill(~mask, -math.inf)
         weights = scores.softmax(dim=-1)                               # each row sums to 1
         self.weights = weights.detach()                                # for section 7
@@ -280,8 +268,8 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(args.d_model, args.d_ff), nn.ReLU(),
                                           nn.Linear(args.d_ff, args.d_model))
 
-    def forward(self, x, mask, encoding, position):
-        x = x + self.attention(self.norm1(x), mask, encoding, position)
+    def forward(self, x, mask, encoding, position, scale):
+        x = x + self.attention(self.norm1(x), mask, encoding, position, scale)
         return x + self.feed_forward(self.norm2(x))  # (B, T, C)
 
 class SortednessEncoder(nn.Module):
@@ -297,11 +285,13 @@ class SortednessEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.1)
         self.encoding = ENCODINGS[args.pe](args)  # last: the other weights are the same for all
 
-    def hidden_states(self, x, start=0, window=None):
+    def hidden_states(self, x, start=0, window=None, log_n=False, hold=None):
         """x (B, T), PAD after the end of a list -> (B, T, C).
 
-        Positions are start, start + 1, ...; start is a number, or (B, 1). With a window, for causal
-        models only, a query attends to the last `window` numbers.
+        Positions are start, start + 1, ...; start is a number, or (B, 1). The rest is for section
+        7. window: a query attends to the last so many numbers, for causal models only. log_n: its
+        scores grow with its number of keys. hold (channels, last): in these channels (C,) the
+        encoding of all positions beyond the last is that of the last.
         """
         order = torch.arange(x.shape[1], device=x.device)            # (T,)
         position = start + order                                     # (T,) or (B, T)
@@ -311,9 +301,18 @@ class SortednessEncoder(nn.Module):
             mask = mask & (order <= order[:, None])                  # (B, 1, T, T): nothing later
         if window:
             mask = mask & (order > order[:, None] - window)
-        h = self.encoding.embed(self.token_embedding(x), position, present)
+        scale = 1
+        if log_n:
+            n_keys = mask.sum(dim=-1, keepdim=True)                  # (B, 1, T, 1)
+            scale = (n_keys.log() / math.log(LENGTHS[-1])).clamp(min=1)
+        tokens = self.token_embedding(x)                             # (B, T, C)
+        h = self.encoding.embed(tokens, position)
+        if hold:
+            channels, last = hold
+            h_last = self.encoding.embed(tokens, position.clamp(max=last))
+            h = torch.where(channels.to(x.device), h_last, h)
         for block in self.blocks:
-            h = block(h, mask, self.encoding, position)
+            h = block(h, mask, self.encoding, position, scale)
         return self.norm(h)
 
     def classify(self, h, present):
@@ -325,9 +324,9 @@ class SortednessEncoder(nn.Module):
             pooled = h.masked_fill(~present, 0).sum(dim=1) / present.sum(dim=1)
         return self.to_logit(pooled).squeeze(-1)
 
-    def forward(self, x, start=0, window=None):
+    def forward(self, x, start=0, **experiment):
         """x (B, T) -> logits (B,)."""
-        return self.classify(self.hidden_states(x, start, window), x != PAD)
+        return self.classify(self.hidden_states(x, start, **experiment), x != PAD)
 
 # ---- 4. Scoring ----------------------------------------------------------------------------------
 # A model that calls everything unsorted is right on all unsorted lists. So each kind of list is
@@ -335,20 +334,20 @@ class SortednessEncoder(nn.Module):
 # accuracy is the mean of the recall of sorted lists and the mean recall of the unsorted kinds. A
 # constant answer, and a model that cannot see the order, get 50%.
 
-def predict(model, lists, start=0, window=None):
+def predict(model, lists, **experiment):
     """The logits (N,) of lists (N, T), in chunks on all cores."""
     @torch.inference_mode()
     def logits_of(chunk):
-        return model(chunk.to(model.args.device), start, window).cpu()
+        return model(chunk.to(model.args.device), **experiment).cpu()
     chunks = lists.split(max(1, min(512, 2**18 // lists.shape[1] ** 2)))  # attention takes T x T
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor() as pool:
         return torch.cat(list(pool.map(logits_of, chunks)))
 
-def evaluate(model, data, start=0, window=None):
+def evaluate(model, data, **experiment):
     """Loss, balanced accuracy, and recall {"sorted": 0.99, ...} on data (lists, kinds)."""
     lists, kinds = data
     model.eval()
-    logits = predict(model, lists, start, window)
+    logits = predict(model, lists, **experiment)
     is_sorted = torch.tensor([kind == "sorted" for kind in kinds])
     loss = F.binary_cross_entropy_with_logits(logits, is_sorted.float()).item()
     right = ((logits > 0) == is_sorted).double()
@@ -374,7 +373,7 @@ STARTS = {"everywhere": [*range(241)],            # a list of 16 that starts at 
           "gap": [*range(85), *range(140, 241)],  # no list touches positions 100 to 139
           "early": [*range(106)]}                 # no list goes beyond position 120
 
-def shift_numbers(lists, generator):
+def add_constant(lists, generator):
     """Add a random amount to each list (B, T), such that its numbers stay from 0 to 99."""
     present = lists != PAD
     smallest = lists.amin(dim=1, keepdim=True)                               # (B, 1)
@@ -405,7 +404,7 @@ def train(args):
         if i == 0:
             order = torch.randperm(len(lists), generator=shuffle)
         batch = order[i * args.batch_size:(i + 1) * args.batch_size]  # (B,)
-        x = shift_numbers(lists[batch], generator).to(args.device)    # (B, T)
+        x = add_constant(lists[batch], generator).to(args.device)    # (B, T)
         start = 0
         if args.random_start:
             starts = torch.tensor(STARTS[args.random_start])
@@ -488,13 +487,6 @@ def extrapolate(args, jobs):
     common.save(path, results)
     common.save(path.with_name("extrapolation_curves.png"), draw_lengths(results, args.lengths))
 
-def draw_curve(ax, x, values, pe):
-    """Draw the mean of accuracies (models, points) over x in percent, and their range."""
-    values = 100 * torch.tensor(values)
-    i = list(ENCODINGS).index(pe)
-    ax.plot(x, values.mean(0), color=f"C{i}", marker="^osDv*"[i % 6], label=pe)
-    ax.fill_between(x, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
-
 def draw_lengths(results, lengths):
     """Draw the accuracy against the length, a panel per setting."""
     fig, axes = common.subplots(1, len(PANELS), 3.6, sharey=True)
@@ -504,7 +496,12 @@ def draw_lengths(results, lengths):
         for job in settings(command_line().parse_args([]), [panel]):
             if job.folder in results:
                 rows = [results[job.folder][str(length)]["per_seed"] for length in lengths]
-                draw_curve(ax, lengths, list(zip(*rows)), job.pe)
+                values = 100 * torch.tensor(rows)                            # (lengths, models)
+                i = list(ENCODINGS).index(job.pe)
+                color = f"C{i}"
+                ax.plot(lengths, values.mean(1), "^osvD*"[i % 6] + "-", color=color, label=job.pe)
+                low, high = values.amin(1), values.amax(1)
+                ax.fill_between(lengths, low, high, color=color, alpha=0.15, linewidth=0)
         ax.set_xscale("log", base=2)
         ax.set_xticks(lengths, lengths)
         ax.set(title=title, xlabel="numbers in the list", ylim=(44, 103))
@@ -527,50 +524,117 @@ def draw_table(model):
            ylabel="angle to the initial row (degrees)")
     return fig
 
-# 7b. Is it the unseen positions, or the unseen length?
+# 7b. Why do sinusoids go on further than a table, and why not for ever?
 #
-# Lists of 256 have late positions, and queries with more and farther keys. We test both apart, with
-# a causal mask: lists of 16 that start late, and lists of 256 in which each number attends to the
-# last 16 only (a sliding window). Hypothesis 1: sinusoidal and learned fail at late positions,
-# whatever the length. Refuted if short lists that start late are answered right. Hypothesis 2:
-# NoPE, RoPE and randomized fail by more and farther keys. Refuted if the window does not help.
-# Result: learned is at chance on late lists, sinusoidal between chance and right. The window helps
-# NoPE and RoPE. It does not help randomized: its reason is open.
+# One rotation turns the waves of any position into those of the position before (section 2). A head
+# that has learned it looks one position back anywhere. But slow waves do not come round within the
+# positions of training: beyond them they reach angles that training never showed. Hypothesis: only
+# these waves fail. So we hold waves of less than two turns within the positions of training at
+# their value at the last of these. Then the same weights, nothing trained again, should be right at
+# any start. Control: hold the other, fast waves. Supported if at 240 and at 5,000 the mean accuracy
+# is within five points of that at 0, and in the control is not. For a table, "held" means that
+# later rows are a copy of the last trained one.
 #
-# 7c. Does what is learned at some positions hold at others?
-#
-# Hypothesis: with sinusoids it does, for all positions share the same few waves; with a table it
-# does not. We train with random starts that leave out some positions, and test lists of 16 there.
-# Refuted if the table stays right, or if the sinusoids fall as far. Result: supported inside a gap.
-# Beyond the last position of training the sinusoids fade too; why is open.
+# Without a mask order can come from positions alone. The models learn from lists of at most 16,
+# whose random starts leave out a gap or end early. They are tested on lists of 16.
 
-POSITIONS = (0, 16, 32, 40, 64, 80, 104, 112, 120, 124, 128, 140, 160, 200, 240)
-TRAINED = {"0 only": None, "everywhere": "everywhere", "all but a gap": "gap", "early": "early"}
+BANDS = {"gap": (100, 139), "early": (121, 255)}  # positions that no training list touches
+POSITIONS = (0, 32, 64, 80, 96, 104, 112, 120, 124, 128, 140, 160, 200, 240, 1000, 5000)
+PERIODS = (300, 150, 80, 50, 30, 15)  # which waves must be held?
 
-def test_positions(models, data, longest):
-    """Accuracy per model of lists of 16 that start late, and of long lists with a window of 16."""
-    found = {"start": [], "window": []}
-    for model in models:
-        found["start"].append([evaluate(model, data[16], start)[1] for start in POSITIONS])
-        found["window"].append(evaluate(model, data[longest], window=16)[1])
-    late = 100 * mean(accuracy[-1] for accuracy in found["start"])
-    print(f"{models[0].args.folder:<50} 16 numbers from position {POSITIONS[-1]}: {late:.1f}%; "
-          f"{longest} numbers, window of 16: {100 * mean(found['window']):.1f}%")
+def hold(args, longer_than=None):
+    """What hidden_states() is to hold: channels (C,), and the last position of training. By default
+    these are the waves of less than two turns until there; of a table all channels.
+    """
+    last = LENGTHS[-1] - 1
+    if args.random_start:
+        last = max(STARTS[args.random_start]) + LENGTHS[0] - 1  # few lists reach further
+    period = 2 * math.pi / frequencies(args.d_model)            # (C/2,), positions per turn
+    held = (period > (longer_than or last / 2)).repeat_interleave(2)
+    return held | (args.pe == "learned"), last
+
+@torch.inference_mode()
+def weight_of_neighbour(model, lists, **experiment):
+    """The mean weight on the previous or on the next number, of the head that gives most."""
+    model.hidden_states(lists.to(model.args.device), **experiment)
+    weights = model.blocks[0].attention.weights                 # (N, n_head, T, T)
+    return max(weights.diagonal(k, 2, 3).mean((0, 2)).max().item() for k in (-1, 1))
+
+def test_positions(models, data):
+    """By what is held: accuracy, and weight of the neighbour, a list per model by start."""
+    args = models[0].args
+    channels, last = hold(args)
+    if args.pe == "learned":
+        held = {"as it is": None, "last row copied": (channels, last)}
+    else:
+        held = {"as it is": None, "slow waves held": (channels, last),
+                "fast waves held": (~channels, last)}
+        held |= {f"held above {period}": hold(args, period) for period in PERIODS}
+    starts = [x for x in POSITIONS if args.pe != "learned" or x + LENGTHS[-1] <= args.max_len]
+    in_order = data[0][[kind == "sorted" for kind in data[1]]]
+    found = {}
+    for way, what in held.items():
+        found[way] = {"accuracy": [], "neighbour": []}
+        for model in models:
+            row = [evaluate(model, data, start=x, hold=what)[1] for x in starts]
+            found[way]["accuracy"].append(row)
+            row = [weight_of_neighbour(model, in_order, start=x, hold=what) for x in starts]
+            found[way]["neighbour"].append(row)
+        means = (f"{100 * mean(column):.0f}" for column in zip(*found[way]["accuracy"]))
+        print(f"{args.folder}, {way}, 16 numbers from {starts}: {' '.join(means)}%")
     return found
 
 def draw_positions(found):
     """Draw the accuracy of lists of 16 against their start, a panel per kind of training."""
-    fig, axes = common.subplots(1, len(TRAINED), 3, sharey=True)
-    fig.suptitle("Lists of 16 that start late, by where training lists start (grey), causal mask")
-    args = command_line().parse_args(["--pe", "sinusoidal,learned"])
-    for ax, (title, random_start) in zip(axes, TRAINED.items()):
-        ax.vlines(STARTS.get(random_start, [0]), 44, 103, color="0.88", zorder=0)
-        for job in settings(args, [(True, random_start)]):
-            draw_curve(ax, POSITIONS, found[job.folder]["start"], job.pe)
-        ax.set(title=title, xlabel="position of the first")
+    fig, axes = common.subplots(1, 2, 3.9, sharey=True)
+    fig.suptitle("Slow waves held: the same weights are right where they were not (no mask)")
+    for ax, (band, (first, last)) in zip(axes, BANDS.items()):
+        for x, start in enumerate(POSITIONS):
+            if first < start + LENGTHS[-1] and (start <= last or start > 255):
+                ax.axvspan(x - 0.5, x + 0.5, color="0.9", zorder=0)
+        for pe, color in (("sinusoidal", "C1"), ("learned", "C2")):
+            ways = found[f"sorting/{pe}-random-start-{band}"]
+            for style, (way, rows) in zip(("^-", "o--", "x:"), ways.items()):
+                means = 100 * torch.tensor(rows["accuracy"]).mean(0)
+                ax.plot(means, style, color=color, label=f"{pe}, {way}")
+        ax.set_xticks(range(len(POSITIONS)), POSITIONS, rotation=90)
+        ax.set(title=f"trained without positions {first} to {last} (grey)",
+               xlabel="position of the first of 16 numbers")
     axes[0].set(ylabel="balanced accuracy (%)", ylim=(44, 103))
-    axes[0].legend()
+    fig.legend(*axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower center")
     return fig
+
+def draw_waves(args):
+    """Draw the waves of the sinusoidal encoding over the positions."""
+    fig, ax = common.subplots(height=3)
+    ax.imshow(sinusoids(torch.arange(256), args.d_model)[:, ::2].T, cmap="RdBu", aspect="auto")
+    ax.axvline(max(STARTS["early"]) + LENGTHS[-1] - 1, color="black")
+    ax.set(title="Beyond the line, where training ends, only fast waves repeat what it has shown",
+           xlabel="position", ylabel="wave, from fast to slow")
+    return fig
+
+# 7c. What is new in a long list: positions, distances, or the number of keys?
+#
+# Each has its experiment on the same weights, with a causal mask. Positions: waves or rows held as
+# in 7b. Distances: a sliding window, in which each number attends to the last 16 only. Number of
+# keys: a softmax over more keys gives each of them less (dilution). So scores of n > 16 keys are
+# multiplied by log n / log 16 (Chen et al. 2025). Note that the window limits the number of keys
+# too. Hypotheses: sinusoidal and learned fail by positions, RoPE by distances (its scores know
+# nothing else), no encoding by the number of keys. ALiBi does not fail: its penalty leaves the same
+# few keys at any length. An experiment explains a loss if it restores at least half of it.
+
+def test_long(models, data, longest):
+    """Accuracies of lists of 256 in each experiment, and of 16 that start at 240; per model."""
+    args = models[0].args
+    ways = {"as it is": {}, "window": {"window": LENGTHS[-1]}, "log n": {"log_n": True}}
+    if models[0].encoding.uses_start:
+        ways["held"] = {"hold": hold(args)}
+    found = {"late": [evaluate(model, data[16], start=240)[1] for model in models]}
+    for way, experiment in ways.items():
+        found[way] = [evaluate(model, data[longest], **experiment)[1] for model in models]
+    print(f"{args.folder}, {longest} numbers:",
+          *(f"{way} {100 * mean(row):.1f}%" for way, row in found.items()))
+    return found
 
 # 7d. What has the model that works, ALiBi with a causal mask, learned?
 #
@@ -608,14 +672,18 @@ def inspect_swaps(model, data):
 def analyze(args):
     """--mode analyze: the experiments of section 7, over the model seeds of the flags."""
     every = Namespace(**vars(args) | {"pe": None})
-    jobs = settings(every, [(False, None), *((True, start) for start in TRAINED.values())])
+    jobs = settings(every, PANELS.values())
+    pair = Namespace(**vars(args) | {"pe": "sinusoidal,learned", "steps": 3 * args.steps})
+    jobs += settings(pair, [(False, band) for band in BANDS])  # 3 times: for enough accuracy
     groups = common.find_models(jobs, command_line(), load, train)
     files = [f"extrapolation/{length}" for length in args.lengths]
     data = dict(zip(args.lengths, load_data(args, files).values()))
-    found = {"positions": {}, "swaps": {}}
+    found = {"positions": {}, "long": {}, "swaps": {}}
     for folder, models in groups.items():
         if models[0].args.causal:
-            found["positions"][folder] = test_positions(models, data, args.lengths[-1])
+            found["long"][folder] = test_long(models, data, args.lengths[-1])
+        elif models[0].args.random_start:
+            found["positions"][folder] = test_positions(models, data[16])
     for length in args.lengths:
         rows = [inspect_swaps(model, data[length]) for model in groups["sorting/alibi-causal"]]
         found["swaps"][length] = rows
@@ -624,6 +692,7 @@ def analyze(args):
     out = Path(args.out_dir, "sorting")
     common.save(out / "analysis/analysis.json", found)
     common.save(out / "analysis/positions.png", draw_positions(found["positions"]))
+    common.save(out / "analysis/waves.png", draw_waves(args))
     table = draw_table(groups["sorting/learned"][0])
     common.save(out / "extrapolation/learned_position_embeddings.png", table)
 
@@ -646,7 +715,7 @@ def command_line():
     flag("--lengths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="of the long lists")
     flag("--kinds", nargs="+", choices=UNSORTED, default=UNSORTED, help="what to learn from")
     flag("--pool", choices=["max", "mean"], default="max", help="how hidden states are pooled")
-    flag("--max-len", type=int, default=512, help="positions of learned and randomized")
+    flag("--max-len", type=int, default=512, help="positions of learned")
     flag("--slope", type=float, default=4.0, help="slope of the first head of alibi")
     return parser
 
