@@ -192,7 +192,7 @@ def parser(title, modes, **defaults):
     flag("--n-train", type=positive, default=10_000, help="examples to learn from")
     flag("--n-val", type=positive, default=2_000, help="examples to choose the best weights by")
     flag("--n-test", type=positive, default=2_000, help="examples for the test")
-    flag("--seed", type=int, default=641, help="decides which examples are drawn")
+    flag("--seed", type=int, default=641, help="of the data: others need their own --data-dir")
     flag("--n-layer", type=positive, default=1, help="blocks of an encoder or decoder")
     flag("--n-head", type=positive, default=4, help="heads of an attention")
     flag("--d-model", type=positive, help="width of the hidden state of a token")

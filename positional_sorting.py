@@ -438,7 +438,7 @@ def train(args):
                 weights = copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
     _, accuracy, recall = evaluate(model, data["test"])
-    print(f"{name}: {100 * accuracy:.2f}% right on test lists of 8 to 16 numbers", flush=True)
+    print(f"{name}: {100 * accuracy:.2f}% balanced accuracy on lists of 8 to 16 numbers", flush=True)
     test = {"n": len(data["test"][0]), "accuracy": accuracy, "recall": recall}
     common.save_log(model, {"history": history, "best": best, "test": test}, guess=math.log(2))
     common.save(Path(args.out_dir, args.folder, args.file), model)  # no model is without its log
@@ -531,7 +531,7 @@ def draw_table(model):
 # turns within the positions of training at their last value there. Then the same weights, nothing
 # trained again, should be right at any start. Control: hold the other, fast waves. Supported if at
 # 240 and at 5,000 the mean accuracy is within five points of that at 0, and in the control is not.
-# In a table, to hold is to copy the last trained row into all later ones.
+# In a table, to hold is to copy the last trained row, and equal rows leave no order.
 #
 # There is no mask, so order can come from positions alone. Training lists start at random, but none
 # touches a gap, or none goes beyond position 120. Result: supported. Models in which a head looks
@@ -585,7 +585,7 @@ def test_positions(models, data):
 def draw_positions(found):
     """Draw the accuracy of lists of 16 against their start, a panel per kind of training."""
     fig, axes = common.subplots(1, 2, 3.9, sharey=True)
-    fig.suptitle("Slow waves held: the same weights are right where they were not (no mask)")
+    fig.suptitle("With slow waves held, the same weights stay right far beyond training (no mask)")
     for ax, (band, (first, last)) in zip(axes, BANDS.items()):
         for x, start in enumerate(POSITIONS):
             if first < start + LENGTHS[-1] and (start <= last or start > 255):

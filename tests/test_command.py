@@ -145,15 +145,6 @@ print(state() == before)""")
             self.good(script, f"{train} --seed 7", train=script.train)
         self.wrong(sort, "made with .*n_long 12;", f"{ONE[sort]} --mode extrapolate --n-long 10")
 
-    def test_a_file_is_missing(self):
-        before = contents("data", "*.jsonl")
-        for script, mode, name in ((add, "train", "val"), (sort, "analyze", "extrapolation/20")):
-            Path(DATA[script], f"{name}.jsonl").unlink()
-            sentence = f"{name}.jsonl is missing; type --mode gendata"
-            self.wrong(script, sentence, f"{ONE[script]} --mode {mode}")
-            self.good(script, f"{ONE[script]} --mode gendata")
-            self.assertEqual(contents("data", "*.jsonl"), before)
-
     def test_own_data_are_used_and_never_replaced(self):
         for script, folder in DATA.items():
             path = Path(folder, "train.jsonl")
