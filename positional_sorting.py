@@ -223,9 +223,9 @@ class Rope(Encoding):
 class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i, key j.
 
-    From head to head the slopes fall by the paper's factor 2^(-8 / n_head). With --slope 4, chosen
-    on validation and, earlier, long lists, four heads multiply the weight of a key one step further
-    by 0.02, 0.37, 0.78 and 0.94. So steep heads see the nearest numbers only, at any length.
+    From head to head the slopes fall by the paper's factor 2^(-8 / n_head), but from 4 on, not 1/4.
+    This was chosen on validation and, earlier, long lists. Four heads multiply the weight of a key
+    one step further by 0.02, 0.37, 0.78, 0.94. Steep heads see the nearest numbers at any length.
     """
     def bias(self, scores, position):
         heads = torch.arange(self.args.n_head, device=scores.device)
@@ -438,7 +438,7 @@ def train(args):
                 weights = copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
     _, accuracy, recall = evaluate(model, data["test"])
-    print(f"{name}: {100 * accuracy:.2f}% balanced accuracy on lists of 8 to 16 numbers", flush=True)
+    print(f"{name}: {100 * accuracy:.2f}% balanced accuracy, 8 to 16 numbers", flush=True)
     test = {"n": len(data["test"][0]), "accuracy": accuracy, "recall": recall}
     common.save_log(model, {"history": history, "best": best, "test": test}, guess=math.log(2))
     common.save(Path(args.out_dir, args.folder, args.file), model)  # no model is without its log

@@ -50,8 +50,9 @@ def main():
     source, target = add.tokenize(torch.randint(100, 1000, (args.batch_size, 2)), args)
     print(f"torch {torch.__version__}, one thread, batch {args.batch_size}; times in ms")
     print(f"{'':<40} {'ours':>8} {'torch.nn':>10} {'ratio':>8}")
+    ours = add.Adder(args)
     take_turns("forward + backward + update", training_step(ours, args, source, target),
-               training_step(TorchAdder(add.Adder(args)), args, source, target), rounds)
+               training_step(TorchAdder(ours), args, source, target), rounds)
 
 if __name__ == "__main__":
     main()

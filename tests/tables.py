@@ -23,7 +23,7 @@ import positional_sorting as sort
 TOP = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "out/report.md")
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n(.*?)<!-- end -->", re.S)
-STARTS = (0, 104, 112, 124, 160, 240, 1000, 5000)  # of the lists shown
+STARTS = (0, 104, 112, 124, 240, 1000, 5000)  # of the lists shown
 EARLY = "sorting/sinusoidal-random-start-early"
 SETTINGS = {"": "no mask", "-causal": "causal mask",
             "-causal-random-start": "causal mask, random starts"}
@@ -34,7 +34,7 @@ def load(name):
 def table(head, rows):
     rows = [[str(cell) for cell in row] for row in (head, *rows)]
     # The PDF takes the widths of its columns from the dashes.
-    dashes = ["-" * max(14, *map(len, column)) for column in zip(*rows)]
+    dashes = ["-" * max(8, *map(len, column)) for column in zip(*rows)]
     rows.insert(1, dashes)
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
@@ -93,7 +93,7 @@ def route_seeds():
             flip, control = found[route]["flip"], found[route]["control"]
             more = {head: flip[head] - control[head] for head in flip if ".H" in head}
             best = max(more, key=more.get)
-            rows[-1].append(f"{best} {more[best]:.2f}")
+            rows[-1].append(f"{best.replace('.L0.', ' ')} {more[best]:.2f}")
     return table(["route", *(f"model seed {seed}" for seed in seeds)], rows)
 
 # ---- Sorting -------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def long():
         row = [folder.removeprefix("sorting/")]
         for way in ("late", "as it is", "held", "window", "log n"):
             values = found.get(way)
-            spread = values and f"{percent(min(values), 0)} to {percent(max(values), 0)}"
+            spread = values and f"{percent(min(values), 0)}-{percent(max(values), 0)}"
             row.append(f"{percent(mean(values))} ({spread})" if values else "-")
         rows.append(row)
     return table(["model", "16 from 240", "256 as it is", "256 held", "256, window of 16",
