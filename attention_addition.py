@@ -6,7 +6,7 @@ carry is. The model learns from 10,000 problems and is tested on all 810,000, th
 we look inside: what does each attention head read, which can be removed, which move the carry?
 
   python attention_addition.py 347+159 999+999           ask the trained model, two seconds
-  python attention_addition.py                           data, training, analysis: a minute
+  python attention_addition.py                           data, training, analysis: two minutes
   python attention_addition.py --mode train --steps 500  a shorter training, into out/addition
   python attention_addition.py --mode analyze 582+417    draw all heads on this problem
 

@@ -7,7 +7,7 @@ five encodings and change one thing at a time. Sinusoids fail where slow waves r
 training never showed: hold these waves still, and the same weights are right.
 
   python positional_sorting.py "3 15 27 41 55 61 88 70"    ask the trained model, two seconds
-  python positional_sorting.py                             train, test, explain: three minutes
+  python positional_sorting.py                             train, test, explain: five minutes
   python positional_sorting.py --mode train --pe rope      train one, into out/sorting/rope
   python positional_sorting.py --mode extrapolate --causal --pe rope,alibi    test on long lists
 
