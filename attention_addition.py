@@ -174,7 +174,8 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
         # The argument for sqrt(d) assumes a variance of 1. nn.Linear draws weights uniformly within
-        # 1/sqrt(C): variance 1/(3C). A sum of C terms has 1/3, with doubled weights 4/3.
+        # 1/sqrt(C): variance 1/(3C). A sum of C terms has 1/3, with doubled weights 4/3. Of 20
+        # trainings 19 end without any error, without the doubling 17.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
@@ -275,7 +276,7 @@ class Adder(nn.Module):
 # An answer counts as right only if all of its digits are (exact match). In greedy decoding the
 # model reads the digits that it has generated itself, with teacher forcing the correct ones. Until
 # the first mistake both read the same, so they make it at the same digit. Hence one teacher-forced
-# pass decides exact match.
+# pass decides exact match, unless the decoder sees digits that it is to predict.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -374,7 +375,8 @@ def train(args):
     test = {"n": len(data["test"]), "accuracy": accuracy}
     results = {"history": history, "best": best, "test": test}
     print(f"{name}: {100 * accuracy:.2f}% of {len(data['test']):,} test problems right")
-    if args.num_digits <= 3:
+    # exact_match() is teacher-forced. Were it higher, the decoder would see what it is to predict.
+    if args.num_digits <= 3 and exact_match(model, data["test"]) == accuracy:
         wrong, n = count_wrong(model)
         results["exhaustive"] = {"n": n, "errors": wrong}
         print(f"{name}: {wrong:,} of all {n:,} problems wrong")
@@ -471,9 +473,9 @@ def draw_examples(model, problems, args):
 # need it: 45% carry out of the units, 50% out of the tens, 9% pass a carry through a nine.
 # Pruning. Hypothesis: heads that can each be removed (set to 0) at a cost of at most one point of
 # accuracy cost more together, because one stands in for another. Refuted in all five model seeds:
-# about half of all heads can be removed together, all of decoder self-attention among them: the
-# digits so far tell nothing that the problem does not. We also remove heads one after another, each
-# time the one that costs least on validation problems.
+# about half of all heads can be removed together, in four seeds all of decoder self-attention among
+# them: the digits so far tell nothing that the problem does not. We also remove heads one after
+# another, each time the one that costs least on validation problems.
 
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
@@ -663,9 +665,8 @@ def describe(attention, source, target, ablation, explained, routes):
                  if rates["flip"][head] - rates["control"][head] >= 0.9 - 1e-9]
         found[head] = {"reads": reads, "points lost": lost, "moves alone": moved,
                        "variance explained": explained.get(head, {})}
-        says = 100 * max(explained.get(head, {"": 0}).values())
         print(f"  {head:<12}", *(f"{q}<{k}" for q, k in reads.items()), f"| costs {lost:.1f} "
-              f"points | up to {says:.0f}% carry | alone moves {'; '.join(moved) or 'none'}")
+              f"points | alone moves {'; '.join(moved) or 'none'}")
     return found
 
 # ---- 7. Command line -----------------------------------------------------------------------------
@@ -685,9 +686,8 @@ def analyze(args):
         pruning = prune(model, data, ablation)
         routes = trace_carries(model)
         explained, difference = compare_carries(model, data["test"])
-        spare = 100 * pruning["prunable"] / len(mean)
-        print(f"model seed {model.args.model_seed}: {spare:.0f}% of the heads can be removed; "
-              "query<key of the largest weight of each:")
+        print(f"model seed {model.args.model_seed}: {pruning['prunable'] / len(mean):.0%} of heads "
+              "can be removed; query<key of the largest weight of each:")
         heads = describe(mean, source, target, ablation, explained, routes)
         for name, found in zip(tables, (mean, ablation, pruning, routes, difference, heads)):
             tables[name][model.args.model_seed] = found

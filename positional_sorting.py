@@ -4,7 +4,7 @@ A transformer encoder reads a list of numbers and decides whether it is sorted. 
 10,000 lists of 8 to 16 numbers and is tested on lists of up to 256 (length generalization). Vaswani
 et al. 2017 chose sinusoidal encodings because they "may allow the model to extrapolate". We compare
 five encodings and change one thing at a time. Sinusoids fail where slow waves reach values that
-training never showed: hold these waves still, and the same weights are right.
+training never showed: hold these waves still, and nearly all of the accuracy comes back.
 
   python positional_sorting.py "3 15 27 41 55 61 88 70"    ask the trained model, two seconds
   python positional_sorting.py                             train, test, explain: five minutes

@@ -15,8 +15,7 @@ from unittest import mock
 
 TOP = Path(__file__).resolve().parents[1]
 
-# Most of a short command's time is the import of torch and of what its optimizers need. So one
-# process imports them and then forks, once per command.
+# One process imports torch and what its optimizers need, which is slow, and forks per command.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "torch._dynamo", "matplotlib.figure"])
 

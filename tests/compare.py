@@ -1,8 +1,6 @@
-"""Which setting trains better? Draws the training curves of any number of runs into one figure.
+"""Which setting trains better? Draws runs into one figure; its legend names what differs.
 
     python -m tests.compare out/sorting/alibi/training_log.json out/sorting/rope/training_log.json
-
-The legend names the flags in which the runs differ.
 """
 import json
 import sys

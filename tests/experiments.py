@@ -1,8 +1,7 @@
 """Do the README's experiments still show what it says?  python -m tests.experiments [--quick]
 
-Runs every command of its table of experiments in a copy of the project, and checks the outcome
-against bounds that leave room for another machine's rounding. Some minutes; --quick, as in .ci/run,
-leaves out the long one.
+Runs every command of its table of experiments in a copy of the project, two at a time, and checks
+the outcome against bounds that leave room for another machine's rounding. --quick leaves one out.
 """
 import json
 import re
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[1]
@@ -40,24 +40,27 @@ CHECKS = {  # words of the command line: what must hold
     "--slope 0.0625": lambda r: lowest(r) < 90,
 }
 
+def experiment(command, folder):
+    """Run one command; return its result, with .holds, whether its check does."""
+    (words,) = [words for words in CHECKS if words in command]
+    result = subprocess.run([sys.executable, *shlex.split(command)], cwd=folder, text=True,
+                            capture_output=True)
+    result.out = folder / (re.findall(r"--out-dir (\S+)", command) or ["out"])[0]
+    result.holds = CHECKS[words](result)
+    print("holds" if result.holds else f"FAILS {result}", command, flush=True)
+    return result
+
 def main():
     """Print a line for each experiment; exit code 1 if one no longer shows what it should."""
     table = (TOP / "README.md").read_text().split("\n## Experiments\n")[1].split("\n## ")[0]
-    failed = 0
-    with tempfile.TemporaryDirectory() as folder:
+    commands = re.findall(r"^\| `python ([^`]+)` \|", table, re.M)
+    if "--quick" in sys.argv:
+        commands = [command for command in commands if "carry-chains" not in command]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         ignore = shutil.ignore_patterns(".*", "data", "scratch")
         copy = shutil.copytree(TOP, Path(folder, "copy"), ignore=ignore)
-        for command in re.findall(r"^\| `python ([^`]+)` \|", table, re.M):
-            (words,) = [words for words in CHECKS if words in command]
-            if "--quick" in sys.argv and "carry-chains" in command:
-                continue
-            result = subprocess.run([sys.executable, *shlex.split(command)], cwd=copy, text=True,
-                                    capture_output=True)
-            result.out = copy / (re.findall(r"--out-dir (\S+)", command) or ["out"])[0]
-            holds = CHECKS[words](result)
-            print("holds" if holds else f"FAILS {result}", command, flush=True)
-            failed += not holds
-    sys.exit(failed)
+        results = list(pool.map(lambda command: experiment(command, copy), commands))
+    sys.exit(not all(result.holds for result in results))
 
 if __name__ == "__main__":
     main()
