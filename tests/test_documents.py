@@ -67,7 +67,7 @@ class Documents(unittest.TestCase):
             self.assertEqual(doctest.testmod(module).failed, 0)
         encoding, session = re.findall(r"```python\n(.*?)```", self.readme, re.S)
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
             exec(session, {})
         expected = re.findall(r"# (\[.*\])$", session, re.M)
         self.assertTrue(expected)
