@@ -460,7 +460,7 @@ def draw_examples(model, problems, args):
     """Draw all heads on each of the problems [(a, b), ...]."""
     for a, b in problems:
         _, weights, _ = run(model, torch.tensor([(a, b)]))
-        weights = {head: grid[0].cpu() for head, grid in weights.items()}
+        weights = {head: grid[0].tolist() for head, grid in weights.items()}
         target = f"{a + b:0{model.args.num_digits + 1}}"
         title = f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]}"
         fig = draw_attention(weights, [*f"{a}+{b}"], [*target], title)
