@@ -34,7 +34,6 @@ def take_turns(name, ours, theirs, rounds):
 def training_step(model, args, source, target):
     """A function that makes one whole training step, as train() does."""
     optimizer = common.adamw(model, args, beta2=0.95)
-
     def step():
         loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten())
         optimizer.zero_grad()
