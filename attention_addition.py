@@ -173,9 +173,9 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # The argument for sqrt(d) assumes a variance of 1. nn.Linear draws weights uniformly within
-        # 1/sqrt(C): variance 1/(3C). A sum of C terms has 1/3, with doubled weights 4/3. Of 20
-        # trainings 19 end without any error, without the doubling 17.
+        # The argument for sqrt(d) assumes q and k of variance 1. The input has it (LayerNorm), but
+        # nn.Linear draws weights uniformly within 1/sqrt(C), of variance 1/(3C). A sum of C terms
+        # has 1/3, doubled 4/3. 19 of 20 trainings end without any error, without the doubling 17.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
@@ -202,12 +202,11 @@ class MultiHeadAttention(nn.Module):
 # A block is made of sublayers: attention moves information between tokens, the feed-forward network
 # works on each token alone. Every sublayer adds its result to the hidden state x (a residual
 # connection), so it only has to learn a change. So x is also called the residual stream.
-#
 # Each sublayer reads a normalised copy of x (pre-norm). LayerNorm subtracts the mean of the C
 # numbers of a token, divides by their standard deviation, and has a trained scale and shift. So the
-# next reader meets the same size, however the sum grows. If the sum itself is normalised
-# (post-norm), gradients pass every norm on their way back. With pre-norm they have a path of plain
-# additions, so training is more stable (Xiong et al. 2020).
+# next reader meets the same size, however x grows. If x itself is normalised (post-norm), every
+# norm rescales the gradients on their way back. With pre-norm they have a path of plain additions,
+# so training is more stable (Xiong et al. 2020).
 
 class Block(nn.Module):
     """Self-attention, in the decoder cross-attention too, then a feed-forward network."""
@@ -430,13 +429,14 @@ def exact_match(model, problems, replace={}):
 # A row of the decoder is named by the digit that it predicts. Hypothesis: since a column needs the
 # carry from its right, some head of the encoder or of cross-attention attends from tens to units
 # and from hundreds to tens. Refuted if no head does both with most of its weight. Result: all five
-# model seeds have one, here cross.L0.H2 on 347+159:
+# trainings (model seeds) have one, here cross.L0.H2 on 347+159:
 #
-#                  3    4    7    +    1    5    9
-#     predicts 0                            1.0
-#     predicts 5                            1.0
-#     predicts 0                                 1.0
-#     predicts 6  0.1       0.1  0.8
+#                          3    4    7    +    1    5    9
+#     thousands, 0                                  1.0
+#     hundreds, 5                                   1.0
+#     tens, 0                                            1.0
+#     units, 6            0.1       0.1  0.8
+# It reads a token of b only, in which an encoder head (here enc.L0.H2) has put both digits.
 
 EXAMPLES = [(241, 536), (347, 128), (347, 159), (199, 801), (999, 999)]  # from no carry to three
 
@@ -468,13 +468,13 @@ def draw_examples(model, problems, args):
 
 # 6b. Which heads are needed? Attention weights show what a head reads, not that it is needed.
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zeros remove all of
-# it. Its mean over problems, for each token, keeps what is the same for all (it acts like a bias)
-# and removes only what depends on the problem. How much a head costs depends on how many problems
-# need it: 45% carry out of the units, 50% out of the tens, 9% pass a carry through a nine.
+# it. Its mean over validation problems, for each position, keeps what is the same for all, like a
+# bias, and removes only what depends on the problem. How much a head costs depends on how many
+# problems need it: 70% carry out of the units or tens, 9% pass a carry through a nine.
 # Pruning. Hypothesis: heads that can each be removed (set to 0) at a cost of at most one point of
 # accuracy cost more together, because one stands in for another. Refuted in all five model seeds:
-# about half of all heads can be removed together, in four seeds all of decoder self-attention among
-# them: the digits so far tell nothing that the problem does not. We also remove heads one after
+# these heads, about half of all, can be removed together. In four seeds all of decoder self-
+# attention is among them: the problem alone determines every digit. We also remove heads one after
 # another, each time the one that costs least on validation problems.
 
 def carry_into(problems, column):
@@ -536,7 +536,7 @@ def draw_ablation(table):
 
 # 6c. Which heads move the carry?
 # Patching is the causal test. Take two problems that differ in one column only, the origin, which
-# carries in one of them. The carry ends in another, the destination, which must not sum to nine:
+# carries in one of them. The carry ends in the destination, a column that does not sum to nine:
 #
 #     units to tens        132+256=388    137+255=392    the tens digit changes from 8 to 9
 #     units to hundreds    142+256=398    147+255=402    the tens sum to nine and pass it on
@@ -546,12 +546,12 @@ def draw_ablation(table):
 # problem? The digits further left, which the decoder reads, are the same in both. So two rates are
 # known: cross-attention, through which alone the decoder knows the problem, must flip every digit;
 # decoder self-attention, with one layer, none. But a head may bring the digits of the origin, not
-# the carry. In the control both have the same carry, as 132+256 and 134+253: nothing must change.
+# the carry. In the control both have the same carry, as 132+256 and 134+253: no digit must flip.
 # Hypothesis: one head alone moves the carry. Refuted on a route (origin to destination) if no head
-# flips at least 0.9 more than it changes in the control. A destination that sums to nine passes the
-# carry on, and the digits that the decoder reads tell of it. So these are routes of their own, with
-# the carry put into the clean run, or taken out of it. Result: on most routes one head does it, in
-# four of five model seeds; in the fifth on few. Often a second head brings the same carry.
+# flips at least 0.9 more than it changes in the control. If the destination sums to nine, the digit
+# to its left, which the decoder reads, stays that of the clean run and contradicts the patch. So
+# these are routes of their own, with the carry put into the clean run or taken out of it. Result:
+# on most routes one head does it, in four of five model seeds; in the fifth on few.
 
 def carry_pairs(origin, destination, num_digits, kind, nine=None, n_pairs=1000):
     """Draw pairs of problems, clean and corrupted: two tensors (n_pairs, 2)."""

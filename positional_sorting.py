@@ -4,7 +4,7 @@ A transformer encoder reads a list of numbers and decides whether it is sorted. 
 10,000 lists of 8 to 16 numbers and is tested on lists of up to 256 (length generalization). Vaswani
 et al. 2017 chose sinusoidal encodings because they "may allow the model to extrapolate". We compare
 five encodings and change one thing at a time. Sinusoids fail where slow waves reach values that
-training never showed: hold these waves still, and nearly all of the accuracy comes back.
+training never showed: hold these waves still, and short lists are read at any position.
 
   python positional_sorting.py "3 15 27 41 55 61 88 70"    ask the trained model, two seconds
   python positional_sorting.py                             train, test, explain: five minutes
@@ -181,8 +181,8 @@ def sinusoids(position, d_model):
 
     The fast wave tells neighbours apart, but comes round after 6 positions. The slow one tells far
     positions apart. Going k positions further rotates each pair by the same angle, whatever the
-    position: one trained matrix can turn every position into the previous one. The matrices W_q and
-    W_k read the sum of token and waves, and W (token + waves) = W token + W waves.
+    position: one trained matrix W_q can turn the waves of i into those of i - 1, also in a sum, as
+    W (token + waves) = W token + W waves. Then the key of the previous number fits best.
     """
     angle = position[..., None] * frequencies(d_model).to(position.device)  # (..., T, C/2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)      # (..., T, C)
@@ -224,8 +224,8 @@ class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i, key j.
 
     From head to head the slopes fall by the paper's factor 2^(-8 / n_head), but from 4 on, not 1/4.
-    This was chosen on validation and, earlier, long lists. Four heads multiply the weight of a key
-    one step further by 0.02, 0.37, 0.78, 0.94. Steep heads see the nearest numbers at any length.
+    We chose 4 on validation lists, in an earlier version on long ones too. Four heads multiply the
+    weight of a key one step further by 0.02, 0.37, 0.78, 0.94: steep ones see near numbers only.
     """
     def bias(self, scores, position):
         heads = torch.arange(self.args.n_head, device=scores.device)
@@ -240,7 +240,7 @@ ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned, "ro
 # Without a mask every number attends to all numbers, with a causal mask to itself and earlier ones.
 # At the end the hidden states of all numbers are pooled into one vector. Mean pooling dilutes one
 # misplaced number among 256 (try --pool mean). Max pooling, the largest value of each channel, does
-# not: one hidden state can decide, however long the list. So can one false alarm.
+# not: one hidden state can say "unsorted", however long the list, even by a false alarm.
 
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(d_head)) v in n_head groups of channels (Vaswani et al. 2017)."""
@@ -526,21 +526,21 @@ def draw_table(model):
 # 7b. Why do sinusoids go on further than a table, and why not for ever?
 #
 # A head that has learned the rotation to the previous position (section 2) can use it anywhere. But
-# slow waves do not come round within the positions of training, so beyond them they reach values
-# that training never showed. Hypothesis: only these waves fail. We hold waves of less than two
-# turns within the positions of training at their last value there. Then the same weights, nothing
-# trained again, should be right at any start. Control: hold the other, fast waves. Supported if at
-# 240 and at 5,000 the mean accuracy is within five points of that at 0, and in the control is not.
-# In a table, to hold is to copy the last trained row, and equal rows leave no order.
-#
-# There is no mask, so order can come from positions alone. Training lists start at random, but none
-# touches a gap, or none goes beyond position 120. Result: supported. Models in which a head looks
-# at a neighbour are right everywhere once slow waves are held; the others are not quite right in
-# training either. Language models treat such waves apart, too (YaRN, Peng et al. 2023).
+# slow waves, of less than two turns within the positions of training, reach values beyond them that
+# training hardly showed. Hypothesis: only these fail. Held at their value at the last position that
+# many training lists reach (112), the same weights, nothing trained again, should be right at any
+# start. Control: hold the other, fast waves. Supported if at 240 and at 5,000 the mean accuracy is
+# within five points of that at 0, and in the control at neither. In a table, to hold is to copy the
+# last trained row, and equal rows leave no order.
+# There is no mask, so order can come from positions alone. Training takes three times the steps,
+# with random starts, but no list goes beyond position 120. Result: supported. In three of five
+# model seeds a head looks at a neighbour. With slow waves held these are right everywhere; the
+# others are not quite right in training either. In other models no list touches a gap. There,
+# sinusoids lose ten points, and a table is at chance. YaRN (Peng et al. 2023) treats waves apart.
 
 BANDS = {"gap": (100, 139), "early": (121, 255)}  # positions that no training list touches
 POSITIONS = (0, 32, 64, 80, 96, 104, 112, 120, 124, 128, 140, 160, 200, 240, 1000, 5000)
-PERIODS = (300, 150, 80, 50, 30, 15)  # which waves must be held?
+PERIODS = (300, 150, 80, 50, 30, 15)  # other thresholds, for analysis.json
 
 def hold(args, longer_than=None):
     """What to hold: channels (C,), of a table all, and the last position of training."""
@@ -592,7 +592,7 @@ def draw_positions(found):
                 ax.axvspan(x - 0.5, x + 0.5, color="0.9", zorder=0)
         for pe, color in (("sinusoidal", "C1"), ("learned", "C2")):
             ways = found[f"sorting/{pe}-random-start-{band}"]
-            for style, (way, rows) in zip(("^-", "o--", "x:"), ways.items()):
+            for style, (way, rows) in zip(("^-", "o--", "x:"), ways.items()):  # three ways
                 means = 100 * torch.tensor(rows["accuracy"]).mean(0)
                 ax.plot(means, style, color=color, label=f"{pe}, {way}")
         ax.set_xticks(range(len(POSITIONS)), POSITIONS, rotation=90)
@@ -620,9 +620,9 @@ def draw_waves(args):
 # multiplied by log n / log 16 (Chen et al. 2025). The window limits the number of keys too.
 # Hypotheses: sinusoidal and learned fail by positions, RoPE by distances (its scores know nothing
 # else), no encoding by the number of keys. An experiment explains a loss if it restores at least
-# half of it. Result: as expected for RoPE and no encoding; sinusoidal in three of five model seeds,
-# learned by a third. ALiBi loses nothing: its penalty leaves the same few keys at any length. With
-# random starts nothing helps: what is left are false alarms, and 256 numbers give more of them.
+# half of it. Result: as expected for RoPE (log n does nothing) and no encoding; for sinusoidal in
+# three of five model seeds, learned in two. ALiBi loses nothing: its penalty leaves the same few
+# keys at any length. With random starts nothing helps: there, sorted lists are called unsorted.
 
 def test_long(models, data, longest):
     """Accuracies of lists of 256 in each experiment, and of 16 that start at 240; per model."""
