@@ -41,7 +41,7 @@ from common import UserError
 PLUS = 10
 START = 11
 PLACES = ["units", "tens", "hundreds", "thousands"] + [f"10^{k}" for k in range(4, 16)]
-SHORT = {"units": "U", "tens": "T", "hundreds": "H", "thousands": "Th"}
+SHORT = [f"10^{k}" for k in range(15, 3, -1)] + ["Th", "H", "T", "U"]
 
 def to_digits(numbers, width):
     """Split integers into decimal digits, most significant first: (N,) -> (N, width)."""
@@ -122,7 +122,6 @@ def load_data(args):
 # Step 1, one query: a soft dictionary look-up. A dictionary returns the value of the key that
 # matches a query. Attention compares the query with all S keys by dot products, turns these scores
 # into weights that sum to 1, and returns the weighted mean of all values.
-#
 #     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,)
 #     output = weights v                   v (S, d_v) -> (d_v,)
 # Step 2, all T queries at once: q is (T, d), weights = softmax(q k^T / sqrt(d)) is (T, S).
@@ -289,7 +288,11 @@ def greedy_decode(model, source):
 
 def solve(model, problems):
     """Return the model's own answers to problems [(a, b), ...], as a list of numbers."""
-    source, _ = tokenize(torch.as_tensor(problems), model.args)
+    problems = torch.as_tensor(problems)
+    power = 10 ** model.args.num_digits
+    if problems.shape[1:] != (2,) or not ((power // 10 <= problems) & (problems < power)).all():
+        raise UserError(f"expected pairs of numbers of {model.args.num_digits} digits")
+    source, _ = tokenize(problems, model.args)
     answers = greedy_decode(model, source).tolist()
     return [int("".join(map(str, digits))) for digits in answers]
 
@@ -385,7 +388,6 @@ def train(args):
 # Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of the decoder)
 # and cross.L0.H1. One function runs the model and returns what every head attends to and puts out.
 # It can also replace a head's output. Everything that follows is then computed anew. Three uses:
-#
 #     zero ablation         run(model, problems, {"cross.L0.H1": 0})
 #     mean ablation         run(model, problems, {"cross.L0.H1": its mean output})
 #     activation patching   run(model, problems, {"cross.L0.H1": its output on other problems})
@@ -430,7 +432,6 @@ def exact_match(model, problems, replace={}):
 # carry from its right, some head of the encoder or of cross-attention attends from tens to units
 # and from hundreds to tens. Refuted if no head does both with most of its weight. Result: all five
 # trainings (model seeds) have one, here cross.L0.H2 on 347+159:
-#
 #                          3    4    7    +    1    5    9
 #     thousands, 0                                  1.0
 #     hundreds, 5                                   1.0
@@ -461,9 +462,10 @@ def draw_examples(model, problems, args):
     for a, b in problems:
         _, weights, _ = run(model, torch.tensor([(a, b)]))
         weights = {head: grid[0].tolist() for head, grid in weights.items()}
-        target = f"{a + b:0{model.args.num_digits + 1}}"
+        digits = f"{a + b:0{model.args.num_digits + 1}}"
+        target = [f"{place} {digit}" for place, digit in zip(SHORT[-len(digits):], digits)]
         title = f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]}"
-        fig = draw_attention(weights, [*f"{a}+{b}"], [*target], title)
+        fig = draw_attention(weights, [*f"{a}+{b}"], target, title)
         common.save(Path(args.out_dir, f"addition/attention_patterns/example_{a}+{b}.png"), fig)
 
 # 6b. Which heads are needed? Attention weights show what a head reads, not that it is needed.
@@ -537,10 +539,8 @@ def draw_ablation(table):
 # 6c. Which heads move the carry?
 # Patching is the causal test. Take two problems that differ in one column only, the origin, which
 # carries in one of them. The carry ends in the destination, a column that does not sum to nine:
-#
 #     units to tens        132+256=388    137+255=392    the tens digit changes from 8 to 9
 #     units to hundreds    142+256=398    147+255=402    the tens sum to nine and pass it on
-#
 # Run the model on one of them (clean) and on the other (corrupted). Repeat the clean run with the
 # outputs of some heads taken from the corrupted one. Does the digit flip to that of the other
 # problem? The digits further left, which the decoder reads, are the same in both. So two rates are
@@ -676,7 +676,7 @@ def analyze(args):
     jobs = list(common.each_seed(args))
     models = common.find_models(jobs, command_line(), load, train)["addition"]
     data = load_data(models[0].args)
-    target = [SHORT.get(place, place) for place in PLACES[:models[0].args.num_digits + 1]][::-1]
+    target = SHORT[-1 - models[0].args.num_digits:]
     source = [f"{place}a" for place in target[1:]] + ["+"] + [f"{place}b" for place in target[1:]]
     tables = {"attention": {}, "ablation": {}, "pruning": {}, "carry": {}, "diff": {}, "heads": {}}
     for model in models:

@@ -361,6 +361,8 @@ def evaluate(model, data, **experiment):
 
 def solve(model, lists):
     """Whether the model calls each of the lists sorted."""
+    for x in lists:
+        check_numbers(x, model.args)
     return (predict(model, pad(lists)) > 0).tolist()
 
 # ---- 5. Training ---------------------------------------------------------------------------------
@@ -524,7 +526,6 @@ def draw_table(model):
     return fig
 
 # 7b. Why do sinusoids go on further than a table, and why not for ever?
-#
 # A head that has learned the rotation to the previous position (section 2) can use it anywhere. But
 # slow waves, of less than two turns within the positions of training, reach values beyond them that
 # training hardly showed. Hypothesis: only these fail. Held at their value at the last position that
@@ -613,7 +614,6 @@ def draw_waves(args):
     return fig
 
 # 7c. What is new in a long list: positions, distances, or the number of keys?
-#
 # Each has its experiment on the same weights, with a causal mask. Positions: waves or rows held as
 # in 7b. Distances: a sliding window, in which each number attends to the last 16 only. Number of
 # keys: a softmax over more keys gives each of them less (dilution). So scores of n > 16 keys are
