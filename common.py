@@ -211,13 +211,13 @@ def parser(title, modes, **defaults):
 def prepare(mode):
     """Set up a process: one thread, for others train beside it, and our look of figures."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # a sharp softmax makes numbers so small that they are slow
     if multiprocessing.parent_process():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began
     if mode != "infer":
         os.environ.pop("MPLBACKEND", None)  # one that is not installed would stop the import
         import matplotlib
         matplotlib.rcdefaults()
+    torch.set_flush_denormal(True)  # a sharp softmax makes numbers so small that they are slow
 
 def run(main, parser):
     """Call main(args). What the user can put right ends in one sentence and exit code 2."""

@@ -62,9 +62,9 @@ def check_function(function):
     scores = q @ k.transpose(-2, -1) / D**0.5
     right = attention(q, k, v)
     yield check("output", close(output, right), "it differs from PyTorch's output", [output], {
-        "the scores are not scaled; divide them by sqrt(d_head)": attention(q, k, v, scale=1),
-        "the scores are divided by d_head, not by sqrt(d_head)": attention(q, k, v, scale=1 / D),
-        "scores are divided by sqrt(d_model), not sqrt(d_head)": attention(q, k, v, scale=C**-0.5),
+        "the scores are not scaled; divide them by sqrt(d_head)": (scores * D**0.5).softmax(-1) @ v,
+        "the scores are divided by d_head, not by sqrt(d_head)": (scores / D**0.5).softmax(-1) @ v,
+        "scores are divided by sqrt(d_model), not d_head": (scores * (D / C)**0.5).softmax(-1) @ v,
         "the softmax runs over the queries, not over the keys (dim=-1)": scores.softmax(-2) @ v,
         "the softmax runs over the heads, not over the keys (dim=-1)": scores.softmax(1) @ v,
     })

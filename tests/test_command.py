@@ -69,7 +69,6 @@ class Commands(CommandCase):
         self.assertEqual(len(contents("o/addition/attention_patterns", "example_347+159.png")), 1)
 
     def test_two_seeds_side_by_side(self):
-        """They have the weights and flags of trainings one at a time; errors arrive."""
         words = f"{TINY[add]} --mode train --model-seeds 2 --out-dir new".split()
         self.assertEqual(run("attention_addition.py", *words).returncode, 0)
         for seed, file in ((1, "best_model.pth"), (2, "seeds/2.pth")):
@@ -80,7 +79,6 @@ class Commands(CommandCase):
             torch.testing.assert_close(beside["weights"], alone["weights"], rtol=0, atol=0)
 
     def test_analyses_train_what_is_missing(self):
-        """Nothing if all is there, and then nothing changes. Results of other settings stay."""
         before = contents("out/addition") | contents("out", "*[nh]")  # all .json and .pth
         self.good(add, f"{TINY[add]} --model-seeds 2 --mode analyze")
         self.good(sort, f"{TINY[sort]} --mode analyze")
@@ -215,6 +213,9 @@ print(state() == before)""")
         sums = add.solve(add.load(f"out/{MODEL[add]}"), [(34, 15), (99, 10)])
         lists = [[3, 15, 27, 41, 52, 60, 71, 88], [9, 4, 7]]
         found = sort.solve(sort.load(f"out/{MODEL[sort]}"), lists)
+        for script, x in ((add, [(100, 10)]), (add, [(9, 99)]), (add, (34, 15)), (sort, [[3, 100]])):
+            with self.assertRaisesRegex(ValueError, "expected"):
+                script.solve(script.load(f"out/{MODEL[script]}"), x)
         answers = {add: [f"34+15={sums[0]}", f"99+10={sums[1]}"],
                    sort: [("unsorted", "sorted")[x] for x in found]}
         notes = {add: [], sort: ["note: this list is shorter than any in training"]}

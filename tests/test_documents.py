@@ -81,7 +81,6 @@ class Documents(unittest.TestCase):
             self.assertEqual(model(torch.tensor([[3, 1, 2]])).shape, (1,))
 
     def test_budgets_of_lines(self):
-        """Set before the cutting; what does not fit was not important enough."""
         budgets = {**dict.fromkeys(SCRIPTS, 750), "common.py": 240, "README.md": 200}
         tools = 0
         for path in [*map(tables.TOP.joinpath, budgets), *tables.TOP.glob("tests/*.py")]:
