@@ -737,7 +737,7 @@ def main(args):
         ((model,),) = common.find_models(asked, command_line(), load).values()
     for text in args.questions:
         try:
-            numbers = [int(number) for number in text.replace(",", " ").split()]
+            numbers = [int(x) for x in text.split("," if "," in text else None)]
             check_numbers(numbers, model.args)
         except ValueError as error:
             raise UserError(f'{text[:40]!r}: {error}; type a list as in "3 15 27"') from None

@@ -240,7 +240,7 @@ print(state() == before)""")
         cases = {add: {"--num-digits 16": "choice: 16", "{} --num-digits 4": "no model on disk has",
                        "--mode gendata --num-digits 2": "only 4,095 pairs; type fewer examples"},
                  sort: {"3 15 27": "'3': expected", "'5 6;7'": "type a list as in",
-                        "'5 1.5'": "type a list as in", "{} --pe sinus": "type some of none,sinus"}}
+                        "'5 1,5'": "type a list as in", "{} --pe sinus": "type some of none,sinus"}}
         for pair in ("347+159", "1+2", "34-15", "34+15+1", "34", "''", "empt", "9" * 9999):
             cases[add][pair] = "expected numbers of 2 digits, as in .*, found "
         for numbers in ("3", "", "3 100", "3 -1", "5 " * 513):
