@@ -20,7 +20,6 @@ class UserError(ValueError):
     """Something the user can put right. The message says what is wrong and what to type next."""
 
 # ---- Files ---------------------------------------------------------------------------------------
-
 def save(path, thing):
     """Write a figure (.png), a model with its flags (.pth), records (.jsonl) or a value (.json)."""
     content = io.BytesIO()
@@ -38,25 +37,24 @@ def save(path, thing):
     temporary.write_bytes(content.getvalue())
     os.replace(temporary, path)  # moved into place: a file is whole or not there
 
-def write_data(folder, records, settings):
-    """Write {name: records} as <name>.jsonl, after a settings.json that tells they are ours."""
-    if any(folder.rglob("*.json*")) and not (folder / "settings.json").exists():
-        raise UserError(f"{folder} holds data of your own, which stay; type another --data-dir")
-    for old in folder.rglob("*.jsonl"):
-        old.unlink()
-    save(folder / "settings.json", settings)
-    for name, rows in records.items():
-        save(folder / f"{name}.jsonl", rows)
-
 def read_data(problem, names, args, flags, make, read):
     """Return {name: [read(record), ...]} of files <name>.jsonl or JSON arrays <name>.json.
-
     make(args), {name: records}, is written first if there are none, or with --mode gendata.
     """
     folder = Path(args.data_dir, problem)
-    if args.mode == "gendata" or not any(folder.rglob("*.json*")):
-        write_data(folder, make(args), vars(args))
-    settings = folder / "settings.json"
+    settings = folder / "settings.json"  # it tells that the files beside it are ours
+    present = any(folder.rglob("*.json*"))
+    if present and not settings.exists() and args.mode == "gendata":
+        raise UserError(f"{folder} holds data of your own, which stay; type another --data-dir")
+    if not present and any(folder.parent.glob("*.json*")):
+        raise UserError(f"data files stand in {folder.parent}; move them into {folder}")
+    if not present or args.mode == "gendata":
+        records = make(args)
+        for old in folder.rglob("*.jsonl"):
+            old.unlink()
+        save(settings, vars(args))
+        for name, rows in records.items():
+            save(folder / f"{name}.jsonl", rows)
     if settings.exists():
         made = json.loads(settings.read_text())
         other = [f"{flag} {made.get(flag)}" for flag in flags if made.get(flag) != vars(args)[flag]]
@@ -65,9 +63,12 @@ def read_data(problem, names, args, flags, make, read):
                             "--data-dir, or --mode gendata to make it again")
     data = {name: [] for name in names}
     for name in names:
+        array = folder / f"{name}.json"
+        if array.exists() and array.with_suffix(".jsonl").exists():
+            raise UserError(f"{array} and {array.name}l both exist; keep one of them")
         try:
-            if (folder / f"{name}.json").exists():
-                records = json.loads((folder / f"{name}.json").read_text())
+            if array.exists():
+                records = json.loads(array.read_text())
             else:
                 records = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
             for record in records:
@@ -170,7 +171,6 @@ def save_log(model, results, guess):
     save(out / "training_curves.png", fig)
 
 # ---- Flags ---------------------------------------------------------------------------------------
-
 class Parser(argparse.ArgumentParser):
     """argparse, except that a wrong flag is one sentence."""
     def error(self, message):

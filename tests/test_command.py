@@ -129,7 +129,6 @@ print(state() == before)""")
         self.assertEqual(contents(), before)
 
     def test_made_with_other_flags(self):
-        """The sentence names the flag, and all that it says to type works."""
         cases = {add: "seed 7, n-train 190, n-val 29, n-test 29, carry-chains 0, num-digits 3",
                  sort: "seed 7, n-train 38, n-val 18, n-test 18, kinds swaps"}
         for script, flags in cases.items():
@@ -149,14 +148,16 @@ print(state() == before)""")
             lines = path.read_text().splitlines()[:10]
             path.with_suffix(".json").write_text(f"[{','.join(lines)}]")
             path.with_name("settings.json").unlink()
+            self.wrong(script, "both exist; keep one of them", f"{ONE[script]} --mode train")
+            path.unlink()
             said = self.good(script, f"{ONE[script]} --seed 7 --mode train", train=script.train)
             self.assertRegex(said.stderr[0], r"\b10 (problems|lists)\b")
             sentence = f"{folder} holds data of your own, which stay; type another --data-dir"
             self.wrong(script, sentence, f"{ONE[script]} --mode gendata")
-            self.good(script, f"{ONE[script]} --mode gendata --data-dir elsewhere")
+            common.save(Path("stray/train.json"), [])
+            self.wrong(script, "move them into", f"{ONE[script]} --mode train --data-dir stray")
 
     def test_wrong_records(self):
-        """They are named. And who only asks or draws need not care."""
         right = '{"input": [1, 2, 10, 1, 3], "target": [0, 2, 5]}'
         pairs = [("5", "6"), ("1", "0"), ("[1, ", "["), ("get", ""), ("[0, 2, 5]", "25"),
                  ("10", "11"), ("3", "3.0"), ("2, 5", "2, 5, 0"), ("[1, 2, 10, 1, 3]", "null")]

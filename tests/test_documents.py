@@ -94,7 +94,6 @@ class Documents(unittest.TestCase):
         self.assertLessEqual(tools, 1900)
 
     def test_tools_run(self):
-        """The tools that are run by hand, in small."""
         words = [sys.executable, "-m", "tests.benchmark", "1"]
         result = subprocess.run(words, cwd=tables.TOP, capture_output=True, text=True)
         self.assertEqual(result.returncode, 0, result.stderr)
