@@ -357,7 +357,7 @@ def train(args):
             group["lr"] = lr
         optimizer.step()
         losses.append(loss.detach())
-        if step % args.eval_every == 0 or step == args.steps:
+        if step % max(1, args.steps // 10) == 0 or step == args.steps:
             val_loss, val_accuracy = evaluate(model, data["val"])
             train_loss = torch.stack(losses).mean().item()
             losses = []
@@ -695,6 +695,9 @@ def analyze(args):
     for name, found in tables.items():
         common.save(out / f"head_analysis/{name}.json", found)
     first = {name: found[models[0].args.model_seed] for name, found in tables.items()}
+    removable = first["pruning"]["removable_alone"]
+    page = {"addition": common.for_page(models[0]), "removable": removable}
+    common.save(out / "model.js", page)  # for out/explorer.html
     common.save(out / "head_analysis/ablation.png", draw_ablation(first["ablation"]))
     common.save(out / "head_analysis/carry.png", draw_carries(first["carry"], first["heads"]))
     title = f"Mean over test problems; most needed: {first['ablation']['ranking'][0]}"
@@ -729,7 +732,7 @@ def command_line():
     """Declare the flags."""
     parser = common.parser(__doc__.splitlines()[0], ["all", "gendata", "train", "analyze", "infer"],
                            folder="addition", d_model=64, d_ff=128, steps=2200, batch_size=64,
-                           lr=5e-3, warmup=50, weight_decay=0.3, eval_every=440)
+                           lr=5e-3, warmup=50, weight_decay=0.3)
     flag = parser.add_argument
     flag("--num-digits", type=int, choices=range(1, 16), default=3, metavar="N", help="of a number")
     flag("--carry-chains", type=float, default=0.5, help="fraction of training problems with them")

@@ -1,5 +1,6 @@
 """What both scripts share and no lesson needs: files, models on disk, optimizer, figures, flags."""
 import argparse
+import base64
 import fileinput
 import io
 import json
@@ -21,14 +22,16 @@ class UserError(ValueError):
 
 # ---- Files ---------------------------------------------------------------------------------------
 def save(path, thing):
-    """Write a figure (.png), a model with its flags (.pth), records (.jsonl) or a value (.json)."""
+    """Write a figure (.png), a model with its flags (.pth), records (.jsonl), JSON (.json, .js)."""
     content = io.BytesIO()
     if path.suffix == ".png":
         thing.savefig(content, format="png", dpi=200)
     elif path.suffix == ".pth":
         args = {name: x for name, x in vars(thing.args).items() if name not in NOT_OF_A_MODEL}
-        weights = {name: tensor.cpu() for name, tensor in thing.state_dict().items()}
-        torch.save({"args": args, "weights": weights}, content)
+        torch.save({"args": args, "weights": thing.state_dict()}, content)
+        print(f"{path} {'is replaced' if path.exists() else 'is new'}", file=sys.stderr)
+    elif path.suffix == ".js":
+        content.write(f"loaded = {json.dumps(thing)}\n".encode())
     else:
         lines = map(json.dumps, thing) if path.suffix == ".jsonl" else [json.dumps(thing, indent=1)]
         content.write(("\n".join(lines) + "\n").encode())
@@ -55,33 +58,28 @@ def read_data(problem, names, args, flags, make, read):
         save(settings, vars(args))
         for name, rows in records.items():
             save(folder / f"{name}.jsonl", rows)
-    if settings.exists():
-        made = json.loads(settings.read_text())
-        other = [f"{flag} {made.get(flag)}" for flag in flags if made.get(flag) != vars(args)[flag]]
-        if other:
-            raise UserError(f"{folder} was made with {', '.join(other)}; type that, another "
-                            "--data-dir, or --mode gendata to make it again")
+    made = json.loads(settings.read_text()) if settings.exists() else vars(args)
+    other = [f"{flag} {made.get(flag)}" for flag in flags if made.get(flag) != vars(args)[flag]]
+    if other:
+        raise UserError(f"{folder} was made with {', '.join(other)}; type that, another "
+                        "--data-dir, or --mode gendata to make it again")
     data = {name: [] for name in names}
-    for name in names:
-        array = folder / f"{name}.json"
-        if array.exists() and array.with_suffix(".jsonl").exists():
-            raise UserError(f"{array} and {array.name}l both exist; keep one of them")
+    for name, found in data.items():
+        paths = list(folder.glob(f"{name}.json*"))
+        if len(paths) != 1:
+            raise UserError(f"found {len(paths)} of {folder / name}.json and .jsonl; keep one, or "
+                            "type --mode gendata")
+        lines = paths[0].read_text().splitlines()
         try:
-            if array.exists():
-                records = json.loads(array.read_text())
-            else:
-                records = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
-            for record in records:
-                data[name].append(read(record))
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename} is missing; type --mode gendata") from None
+            whole = paths[0].suffix == ".json"
+            for record in json.loads("".join(lines)) if whole else map(json.loads, lines):
+                found.append(read(record))
         except (ValueError, TypeError, LookupError) as error:
-            place = f"{folder / name}, record {len(data[name]) + 1}"
+            place = f"{paths[0]}, record {len(found) + 1}"
             raise UserError(f"{place}: {error}; mend it, or type another --data-dir") from None
     return data
 
 # ---- Models and figures --------------------------------------------------------------------------
-
 def load_model(path, parser, build):
     """Return build(args) with the weights in a file. Flags that it lacks have their defaults."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -90,6 +88,13 @@ def load_model(path, parser, build):
     model = build(args)
     model.load_state_dict(saved["weights"])
     return model.eval()
+
+def for_page(model):
+    """A model for out/explorer.html: its flags, and its weights as base64 of float32."""
+    weights = {}
+    for name, x in model.state_dict().items():
+        weights[name] = {"shape": [*x.shape], "data": base64.b64encode(x.cpu().numpy()).decode()}
+    return {"args": vars(model.args), "weights": weights}
 
 def each_seed(args):
     """Copies of args, one per model seed, with the file of its model."""
@@ -112,8 +117,7 @@ def find_model(args, parser, load):
         name = path.relative_to(HERE) if HERE in path.parents else path
         print(f"model: {name}" + f" passed over: {found}" * (found != typed), file=sys.stderr)
         if found == typed:
-            for flag in vars(args).keys() & NOT_OF_A_MODEL:  # in all others args follow the model
-                setattr(model.args, flag, getattr(args, flag))
+            vars(model.args).update((f, x) for f, x in vars(args).items() if f in NOT_OF_A_MODEL)
             return model.to(args.device)
 
 def find_models(jobs, parser, load, train=None):
@@ -171,11 +175,6 @@ def save_log(model, results, guess):
     save(out / "training_curves.png", fig)
 
 # ---- Flags ---------------------------------------------------------------------------------------
-class Parser(argparse.ArgumentParser):
-    """argparse, except that a wrong flag is one sentence."""
-    def error(self, message):
-        raise UserError(f"{message}; --help lists the flags")
-
 def positive(text):
     """An argparse type: a whole number of 1 or more."""
     if not text.isdecimal() or int(text) == 0:
@@ -184,8 +183,9 @@ def positive(text):
 
 def parser(title, modes, **defaults):
     """Return a parser with the flags that both scripts have."""
-    parser = Parser(description=title, allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(usage="%(prog)s [questions] [flags]; --help lists them",
+                                     description=title, allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     flag = parser.add_argument
     flag("questions", nargs="*", help="for the model: words, a file with one per line, or -")
     flag("--mode", choices=modes, help="what to do: infer if there are questions, else all")

@@ -424,7 +424,7 @@ def train(args):
             group["lr"] = lr
         optimizer.step()
         losses.append(loss.detach())
-        if step % args.eval_every == 0 or step == args.steps:
+        if step % max(1, min(200, args.steps // 10)) == 0 or step == args.steps:
             val_loss, val_accuracy, recall = evaluate(model, data["val"])
             train_loss = torch.stack(losses).mean().item()
             losses = []
@@ -692,6 +692,8 @@ def analyze(args):
         print(f"ALiBi, {length} numbers: one hidden state turns {turned:.1f}% of the answers")
     out = Path(args.out_dir, "sorting")
     common.save(out / "analysis/analysis.json", found)
+    page = {folder: common.for_page(models[0]) for folder, models in groups.items()}
+    common.save(out / "models.js", page)  # for out/explorer.html
     common.save(out / "analysis/positions.png", draw_positions(found["positions"]))
     common.save(out / "analysis/waves.png", draw_waves(args))
     table = draw_table(groups["sorting/learned"][0])
@@ -707,7 +709,7 @@ def command_line():
     """Declare the flags."""
     modes = ["all", "gendata", "train", "extrapolate", "analyze", "infer"]
     parser = common.parser(__doc__.splitlines()[0], modes, d_model=32, d_ff=64, steps=2000,
-                           batch_size=384, lr=1e-2, warmup=100, weight_decay=0.01, eval_every=200)
+                           batch_size=384, lr=1e-2, warmup=100, weight_decay=0.01)
     flag = parser.add_argument
     flag("--pe", help="encodings, separated by commas, or all")
     flag("--causal", action="store_true", help="a causal mask: attend to earlier numbers only")

@@ -111,7 +111,7 @@ class DataAndTraining(unittest.TestCase):
             lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])))
         self.enterContext(mock.patch.object(add, "evaluate", score))
         with mock.patch.object(add.Adder, "forward", autospec=True, side_effect=forward) as spy:
-            best, log, train = self.train(lr=0.02, eval_every=1)
+            best, log, train = self.train(lr=0.02)
         expected = [0.005, 0.01, 0.015, 0.02] + [0.02 * rest / 6 for rest in (6, 5, 4, 3, 2, 1)]
         assert_close(rates, [[rate, rate] for rate in expected])  # of matrices and of vectors
         self.assertEqual([row["lr"] for row in log["history"]], [rate for rate, _ in rates])
@@ -124,8 +124,6 @@ class DataAndTraining(unittest.TestCase):
         self.assertTrue(10 < sum(pair in train.tolist() for pair in shown.tolist()) < 40)
         for epoch in shown[:40].sort().values.split(20):
             self.assertEqual(sorted(epoch.tolist()), sorted(train.sort().values.tolist()))
-        last, log, _ = self.train(lr=0.02, eval_every=10)  # evaluating less often changes no weight
-        assert_close(last, seen[9][1], rtol=0, atol=0)
         self.assertNotIn("exhaustive", log)  # exact match is not the 0.7 that evaluate() tells
 
     def test_weight_decay_is_for_matrices(self):

@@ -33,15 +33,16 @@ class MultiHeadAttention(torch.nn.Module):
         return heads.transpose(1, 2).reshape(B, T, C)
 """
 SCALE = " / q.shape[-1] ** 0.5"
+TRIL = " + torch.ones(q.shape[-2], q.shape[-2]).tril().log()"  # of a causal mask: 0 or -infinity
 FILL = "scores.masked_fill(mask == 0, -torch.inf)"
 
 # Code, what to replace in it, by what, and the last line: about the mask, or about the fault.
 RIGHT = [
     (FUNCTION, "", "", "ok     mask, True where a query may attend"),
     (FUNCTION, FILL, "scores - 1e9 * (1 - mask)", "ok     mask, 1 where a query may attend.*"),
-    (FUNCTION, "mask == 0", "mask", "note   mask, True where a key is hidden; .*"),
     (FUNCTION, FILL, "scores + mask", "note   mask, added to the scores; .*"),
     (MODULE, "mask == 0", "mask.unsqueeze(1) == 0", "ok     mask, True where .* may attend"),
+    (MODULE, SCALE, " - torch.arange(T)", "ok     mask, True .*"),  # with positions inside
     (MODULE, "key, value, mask=None):", "mask):\n        key = value = query", "ok .*"),
     ("from torch.nn.functional import scaled_dot_product_attention" + MODULE, "", "", "ok .*"),
 ]
@@ -62,7 +63,13 @@ WRONG = [
     (MODULE, "T, self.n_head, -1).transpose(1, 2)", "self.n_head, T, -1)", "heads: cut them .*"),
     (MODULE, "-1).transpose(1, 2)", "-1)", "heads: cut them .*"),
     (MODULE, ".transpose(1, 2)", "", "heads: cut them .*"),
-    (MODULE, "heads.transpose(1, 2)", "heads", "heads: join them .*"),
+    (MODULE, "heads.transpose(1, 2)", "heads", "heads: .*; join them .*"),
+    (MODULE, SCALE, SCALE + TRIL, "no mask: tokens see earlier ones only"),
+    (MODULE, SCALE, SCALE + TRIL + ".mT", "no mask: tokens see later ones only"),
+    (FUNCTION, SCALE, SCALE + TRIL, "output: a causal mask is always on; .*"),
+    (FUNCTION, SCALE, SCALE + TRIL + ".mT", "output: a mask, upside down, is always on; .*"),
+    (FUNCTION, "mask == 0", "mask.mT == 0", "mask: it is upside down, .*"),
+    (FUNCTION, "mask == 0", "mask", "mask: True hides a key; .* --mask-true hides"),
     (MODULE, "is not None", "is 0", "mask: it is ignored"),
     (MODULE, "-1e9", "0", "mask: it leaks; .*"),
     (MODULE, "dim=-1", "dim=0", "examples: .*"),
@@ -70,31 +77,38 @@ WRONG = [
 ]
 
 class Grade(unittest.TestCase):
-    def grade(self, path):
+    def grade(self, path, *words):
         output, errors = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            with mock.patch("sys.argv", ["grade", str(path)]), self.assertRaises(SystemExit) as end:
+            with mock.patch("sys.argv", ["grade", str(path), *words]), self.assertRaises(SystemExit) as end:
                 grade.main()
         return end.exception.code, output.getvalue(), errors.getvalue()
 
-    def grade_code(self, code, old="", new=""):
+    def grade_code(self, code, old="", new="", *words):
         self.assertIn(old, code)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "student.py")
             path.write_text("import torch\n" + (code.replace(old, new) if old else code))
-            return self.grade(path)
+            return self.grade(path, *words)
 
     def test_one_part(self):
         for cases, start, expected in [(RIGHT, "", 0), (WRONG, "WRONG: ", 1)]:
             for code, old, new, line in cases:
                 status, output, _ = self.grade_code(code, old, new)
-                self.assertRegex(output, rf"\A\w+:\n(ok .*\n)*{start}{line}\n\Z", new)
+                self.assertRegex(output, rf"\A\w+:\n(ok .*\n)*{start}{line}\n(.*\n)*\Z", new)
                 self.assertEqual(status, expected)
 
     def test_both_parts_but_no_main(self):
         code = FUNCTION + MODULE + "if __name__ == '__main__':\n    1 / 0\n"
         status, output, _ = self.grade_code(code, "weights @ v", "weights @ k")
-        self.assertEqual((status, output.count("WRONG"), output.count("ok ")), (1, 1, 5), output)
+        self.assertEqual((status, output.count("WRONG"), output.count("ok ")), (1, 1, 8), output)
+
+    def test_the_masks_meaning_and_two_faults(self):
+        status, output, _ = self.grade_code(FUNCTION, "mask == 0", "mask", "--mask-true", "hides")
+        self.assertEqual((status, output.count("ok ")), (0, 4), output)
+        two = FUNCTION.replace(SCALE, "")
+        status, output, _ = self.grade_code(two, "mask is not None", "False")
+        self.assertRegex(output, "(?s)not scaled; .*ok     gradient\nWRONG: mask: it is ignored\n")
 
     def test_files_that_cannot_be_tested(self):
         for code, words in [("def f(:", "SyntaxError"), ("raise SystemExit(0)", "SystemExit"),
@@ -106,4 +120,4 @@ class Grade(unittest.TestCase):
 
     def test_our_own(self):
         status, output, errors = self.grade(Path(__file__).parents[1] / "attention_addition.py")
-        self.assertEqual((status, output.count("ok "), "note" in output), (0, 8, False), errors)
+        self.assertEqual((status, output.count("ok "), "note" in output), (0, 9, False), errors)

@@ -236,7 +236,7 @@ class Training(unittest.TestCase):
                 mock.patch.dict(sort.STARTS, gap=[3, 4, 5, 9, 10]), \
                 mock.patch.object(sort, "evaluate", evaluate):
             typed = ["--random-start", "gap", "--steps=6", "--lr=0.1"]
-            model, log = fit("sinusoidal", *typed, warmup=3, eval_every=1)
+            model, log = fit("sinusoidal", *typed, warmup=3)
         rates = [0.1 * min(step / 3, (7 - step) / 6) for step in range(1, 7)]
         np.testing.assert_allclose([row["lr"] for row in log["history"]], rates)
         self.assertEqual([biases[6], model.to_logit.bias.item()], 2 * [biases[2]])
