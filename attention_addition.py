@@ -357,7 +357,7 @@ def train(args):
             group["lr"] = lr
         optimizer.step()
         losses.append(loss.detach())
-        if step % max(1, args.steps // 10) == 0 or step == args.steps:
+        if step % max(1, args.steps // 5) == 0 or step == args.steps:
             val_loss, val_accuracy = evaluate(model, data["val"])
             train_loss = torch.stack(losses).mean().item()
             losses = []
