@@ -11,7 +11,7 @@ we look inside: what does each attention head read, which can be removed, which 
   python attention_addition.py --mode analyze 582+417    draw all heads on this problem
 
 Comments give tensor shapes: B problems in a batch or N in all, n digits in a number, C = d_model;
-in attention T queries, S keys, and d_head channels of a head. No dropout, no beam search.
+in attention T queries, S keys, and d or d_head channels. No dropout, no beam search.
 """
 import copy
 import itertools
@@ -146,7 +146,7 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     >>> weights, output.round()
     (tensor([[0.7500, 0.2500]]), tensor([[7.]]))
 
-    By hand: the dot products are 2 ln 3 and 0, divided by sqrt(4) ln 3 and 0. The weights are as
+    By hand: the dot products 2 ln 3 and 0, over sqrt(4), are ln 3 and 0. The weights are as
     exp(ln 3) : exp(0) = 3 : 1, so the output is 3/4 of the first value and 1/4 of the second.
     """
     # If the d entries of q and k are independent with mean 0 and variance 1, their dot product has
@@ -173,12 +173,12 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
         # The argument for sqrt(d) assumes q and k of variance 1. The input has it (LayerNorm), but
-        # nn.Linear draws weights uniformly within 1/sqrt(C), of variance 1/(3C). A sum of C terms
-        # has 1/3, doubled 4/3. 19 of 20 trainings end without any error, without the doubling 17.
+        # nn.Linear draws weights of variance 1/(3C). So q and k, sums of C terms, have 1/3, with
+        # doubled weights 4/3.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
-        self.replace = {}  # section 6: {number of a head: what takes the place of its output}
+        self.replace = {}  # {number of a head: what to put in the place of its output}
 
     def forward(self, x, memory, mask=None):
         """x (B, T, C), memory (B, S, C) -> (B, T, C)."""
@@ -200,7 +200,7 @@ class MultiHeadAttention(nn.Module):
 # 4 heads in each of the three attentions.
 # A block is made of sublayers: attention moves information between tokens, the feed-forward network
 # works on each token alone. Every sublayer adds its result to the hidden state x (a residual
-# connection), so it only has to learn a change. So x is also called the residual stream.
+# connection), so it only has to learn a change; x is also called the residual stream.
 # Each sublayer reads a normalised copy of x (pre-norm). LayerNorm subtracts the mean of the C
 # numbers of a token, divides by their standard deviation, and has a trained scale and shift. So the
 # next reader meets the same size, however x grows. If x itself is normalised (post-norm), every
@@ -264,8 +264,8 @@ class Adder(nn.Module):
 
     def forward(self, source, target):
         """Teacher forcing: logits (B, n+1, 10) of each digit, given the correct ones before it."""
-        # The decoder reads    START 0 5 0    Without the shift it would copy what it reads.
-        # and predicts             0 5 0 6    Without START the first digit had nothing to read.
+        # Shifted by START, or it would only copy: the decoder reads  START 0 5 0
+        #                                          and predicts           0 5 0 6
         start = torch.full_like(target[:, :1], START)
         so_far = torch.cat([start, target[:, :-1]], dim=1)  # (B, n+1)
         return self.decode(so_far, self.encode(source))
@@ -273,8 +273,8 @@ class Adder(nn.Module):
 # ---- 4. Scoring ----------------------------------------------------------------------------------
 # An answer counts as right only if all of its digits are (exact match). In greedy decoding the
 # model reads the digits that it has generated itself, with teacher forcing the correct ones. Until
-# the first mistake both read the same, so they make it at the same digit. Hence one teacher-forced
-# pass decides exact match, unless the decoder sees digits that it is to predict.
+# the first mistake both read the same, so both make it. Hence one teacher-forced pass decides exact
+# match, unless the mask leaks. After the mistake, teacher-forced digits look better than they are.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -320,9 +320,9 @@ def count_wrong(model):
 # Problems are shown as a+b or b+a at random. AdamW divides a running mean of the gradients by their
 # usual size. Both rest on few gradients at first, so the learning rate rises in a warm-up. Over the
 # last 60% of the steps it falls to 0: at the full rate the last errors do not disappear.
-# 2,000 test problems without an error bound the rate of errors by about 3/2,000 (95%), which is
-# still 1,200 of all problems: a model with one error in a thousand passes with probability
-# 0.999^2000 = 14%. So at the end all are tested.
+# 2,000 test problems without an error bound the error rate, with 95% confidence, by 3/2,000: still
+# 1,200 of all problems. A model with one error in a thousand passes with probability 0.999^2000 =
+# 14%. So at the end all are tested.
 
 def train(args):
     """--mode train: train a model, keep the weights best in validation, save and test them."""
@@ -429,15 +429,14 @@ def exact_match(model, problems, replace={}):
 
 # 6a. What does each head attend to?
 # A row of the decoder is named by the digit that it predicts. Hypothesis: since a column needs the
-# carry from its right, some head of the encoder or of cross-attention attends from tens to units
-# and from hundreds to tens. Refuted if no head does both with most of its weight. Result: all five
-# trainings (model seeds) have one, here cross.L0.H2 on 347+159:
+# carry from its right, some head of the encoder or of cross-attention reads the units for the tens
+# and the tens for the hundreds. Refuted if no head does both with most of its weight. Result: all
+# five model seeds have one, here cross.L0.H2 on 347+159:
 #                          3    4    7    +    1    5    9
-#     thousands, 0                                  1.0
 #     hundreds, 5                                   1.0
 #     tens, 0                                            1.0
 #     units, 6            0.1       0.1  0.8
-# It reads a token of b only, in which an encoder head (here enc.L0.H2) has put both digits.
+# For a carry it reads one token of b, to which an encoder head (enc.L0.H2) has brought a's digit.
 
 EXAMPLES = [(241, 536), (347, 128), (347, 159), (199, 801), (999, 999)]  # from no carry to three
 
@@ -468,16 +467,14 @@ def draw_examples(model, problems, args):
         fig = draw_attention(weights, [*f"{a}+{b}"], target, title)
         common.save(Path(args.out_dir, f"addition/attention_patterns/example_{a}+{b}.png"), fig)
 
-# 6b. Which heads are needed? Attention weights show what a head reads, not that it is needed.
-# Ablation: replace the output of a head and measure the accuracy that is lost. Zeros remove all of
-# it. Its mean over validation problems, for each position, keeps what is the same for all, like a
-# bias, and removes only what depends on the problem. How much a head costs depends on how many
-# problems need it: 70% carry out of the units or tens, 9% pass a carry through a nine.
-# Pruning. Hypothesis: heads that can each be removed (set to 0) at a cost of at most one point of
-# accuracy cost more together, because one stands in for another. Refuted in all five model seeds:
-# these heads, about half of all, can be removed together. In four seeds all of decoder self-
-# attention is among them: the problem alone determines every digit. We also remove heads one after
-# another, each time the one that costs least on validation problems.
+# 6b. Which heads are needed? Ablation: replace the output of a head and measure the accuracy that
+# is lost. Zeros remove all of it. Its mean over validation problems, per position, keeps what
+# is the same for all, like a bias, not what depends on the problem. Models divide the work
+# differently: a head for every carry is needed by 70% of problems, one for nines only by 9%.
+# Pruning. A removed head puts out zeros. Hypothesis: heads stand in for one another, so those that
+# each cost at most one point of accuracy cost more together. Refuted in all five model seeds: these
+# heads, about half of all, can go together. In four seeds all of decoder self-attention is among
+# them: the problem alone determines every digit. We also remove heads one by one.
 
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
@@ -537,21 +534,22 @@ def draw_ablation(table):
     return fig
 
 # 6c. Which heads move the carry?
-# Patching is the causal test. Take two problems that differ in one column only, the origin, which
-# carries in one of them. The carry ends in the destination, a column that does not sum to nine:
+# Weights show what a head reads, ablation that it is needed, patching what it brings. Take two
+# problems that differ in one column only, the origin, which carries in one of them. The carry ends
+# in the destination, a column that does not sum to nine:
 #     units to tens        132+256=388    137+255=392    the tens digit changes from 8 to 9
 #     units to hundreds    142+256=398    147+255=402    the tens sum to nine and pass it on
 # Run the model on one of them (clean) and on the other (corrupted). Repeat the clean run with the
-# outputs of some heads taken from the corrupted one. Does the digit flip to that of the other
-# problem? The digits further left, which the decoder reads, are the same in both. So two rates are
-# known: cross-attention, through which alone the decoder knows the problem, must flip every digit;
-# decoder self-attention, with one layer, none. But a head may bring the digits of the origin, not
-# the carry. In the control both have the same carry, as 132+256 and 134+253: no digit must flip.
-# Hypothesis: one head alone moves the carry. Refuted on a route (origin to destination) if no head
-# flips at least 0.9 more than it changes in the control. If the destination sums to nine, the digit
-# to its left, which the decoder reads, stays that of the clean run and contradicts the patch. So
-# these are routes of their own, with the carry put into the clean run or taken out of it. Result:
-# on most routes one head does it, in four of five model seeds; in the fifth on few.
+# outputs of some heads from the corrupted one. Does the digit of the destination flip to that of
+# the other problem? The digits further left, which the decoder reads, are the same in both. So two
+# rates are known: all of cross-attention, the only view of the problem, flips 100%; all of decoder
+# self-attention, with one layer, 0%. But a head may bring the digits of the origin, not the carry.
+# In the control both have the same carry, as 132+256 and 134+253: the tens must stay. Hypothesis:
+# one head alone moves the carry. Refuted on a route (origin to destination) if no rate of flips is
+# 0.9 above the same head's rate of changes in the control. If the destination sums to nine, the
+# digit to its left changes too, but the decoder still reads the clean one, against the patch. So
+# nines are routes of their own, one per direction, in which that digit differs. Result: on most
+# routes one head does it, in four of five model seeds; in the fifth on few.
 
 def carry_pairs(origin, destination, num_digits, kind, nine=None, n_pairs=1000):
     """Draw pairs of problems, clean and corrupted: two tensors (n_pairs, 2)."""
@@ -582,7 +580,7 @@ def carry_pairs(origin, destination, num_digits, kind, nine=None, n_pairs=1000):
     return clean, corrupted
 
 def patch_rates(model, origin, destination, nine=None):
-    """Patch each head alone, and all of a stage: {"flip": {head: fraction}, "control": {...}}."""
+    """Patch each head, and all of enc, dec or cross: {"flip": {head: rate}, "control": {...}}."""
     place = model.args.num_digits - destination  # of the digit in the answer
     rates = {"flip": {}, "control": {}}
     for kind, found in rates.items():
@@ -703,8 +701,7 @@ def analyze(args):
     title = f"Mean over test problems; most needed: {first['ablation']['ranking'][0]}"
     fig = draw_attention(first["attention"], source, target, title)
     common.save(out / "attention_patterns/mean.png", fig)
-    most = max(first["diff"], key=lambda head: np.abs(first["diff"][head]).max())
-    title = f"With a carry into the column, minus without: {most} changes most"
+    title = "Mean with a carry into the column, minus mean without"
     fig = draw_attention(first["diff"], source, target, title, -1, "RdBu")
     common.save(out / "attention_patterns/carry.png", fig)
     if models[0].args.num_digits == 3:
