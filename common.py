@@ -67,8 +67,7 @@ def read_data(problem, names, args, flags, make, read):
     for name, found in data.items():
         paths = list(folder.glob(f"{name}.json*"))
         if len(paths) != 1:
-            raise UserError(f"found {len(paths)} of {folder / name}.json and .jsonl; keep one, or "
-                            "type --mode gendata")
+            raise UserError(f"expected one {folder / name}.json or .jsonl; type --mode gendata")
         lines = paths[0].read_text().splitlines()
         try:
             whole = paths[0].suffix == ".json"
@@ -91,10 +90,11 @@ def load_model(path, parser, build):
 
 def for_page(model):
     """A model for out/explorer.html: its flags, and its weights as base64 of float32."""
+    args = {flag: x for flag, x in vars(model.args).items() if flag not in NOT_OF_A_MODEL}
     weights = {}
     for name, x in model.state_dict().items():
         weights[name] = {"shape": [*x.shape], "data": base64.b64encode(x.cpu().numpy()).decode()}
-    return {"args": vars(model.args), "weights": weights}
+    return {"args": args, "weights": weights}
 
 def each_seed(args):
     """Copies of args, one per model seed, with the file of its model."""

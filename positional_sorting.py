@@ -3,8 +3,8 @@
 A transformer encoder reads a list of numbers and decides whether it is sorted. It learns from
 10,000 lists of 8 to 16 numbers and is tested on lists of up to 256 (length generalization). Vaswani
 et al. 2017 chose sinusoidal encodings because they "may allow the model to extrapolate". We compare
-five encodings and change one thing at a time. Sinusoids fail where slow waves reach values that
-training never showed: hold these waves still, and short lists are read at any position.
+five encodings and change one thing at a time. Sinusoids fail where their slow waves take values
+that training hardly showed: held constant there, they let lists of 16 start at any position.
 
   python positional_sorting.py "3 15 27 41 55 61 88 70"    ask the trained model, two seconds
   python positional_sorting.py                             train, test, explain: five minutes
@@ -47,7 +47,7 @@ N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
 PAD = 100        # fills up short lists
 UNSORTED = ["adjacent_swap", "random_swap", "swaps", "shuffled", "reversed"]
 LENGTHS = list(range(8, 17))
-TRAINING_LENGTHS = [*range(8, 16), *(8 * [16])]  # only lists of 16 reach position 15, the last
+TRAINING_LENGTHS = [*range(8, 16), *(8 * [16])]  # half have 16: only they reach position 15
 
 def draw_sorted(rng, length):
     """Draw `length` numbers, not all equal, and sort them; half of the lists in a narrow range."""
@@ -140,8 +140,8 @@ def load_data(args, names):
 # Attention gives each token a weighted mean of the values v of all tokens. Without a mask, nothing
 # in it depends on the order: permute the tokens, and the outputs are permuted in the same way. Pool
 # them, and the order is gone. A causal mask is itself a source of order (Kazemnejad et al. 2023): a
-# head can look for an earlier number that is larger. In a sorted list there is none. So it works
-# even without an encoding (NoPE).
+# head can look for an earlier number that is larger. A sorted list has none. So order is seen even
+# without an encoding (NoPE).
 #
 # An encoding can enter at three points: the embedded tokens, the queries and keys, or the scores
 # q k^T. Each is one method of the class Encoding. To write your own, add a subclass, and its name
@@ -181,8 +181,8 @@ def sinusoids(position, d_model):
 
     The fast wave tells neighbours apart, but comes round after 6 positions. The slow one tells far
     positions apart. Going k positions further rotates each pair by the same angle, whatever the
-    position: one trained matrix W_q can turn the waves of i into those of i - 1, also in a sum, as
-    W (token + waves) = W token + W waves. Then the key of the previous number fits best.
+    position: one trained W_q can turn the waves of i into those of i - 1 (the token only adds
+    W_q token). Then q k^T is largest for the previous number, whose waves are the same.
     """
     angle = position[..., None] * frequencies(d_model).to(position.device)  # (..., T, C/2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)      # (..., T, C)
@@ -195,7 +195,7 @@ class Sinusoidal(Encoding):
         return x + sinusoids(position, x.shape[-1])
 
 class Learned(Encoding):
-    """A trained vector per position. Rows that no training list reaches get no gradient."""
+    """A trained vector per position, at first as large as the waves."""
     uses_start = True
 
     def __init__(self, args):
@@ -223,8 +223,8 @@ class Rope(Encoding):
 class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of query i, key j.
 
-    From head to head the slopes fall by the paper's factor 2^(-8 / n_head), but from 4 on, not 1/4.
-    We chose 4 on validation lists, in an earlier version on long ones too. Four heads multiply the
+    As in the paper, slopes fall by 2^(-8 / n_head) from head to head, but they start at 4, not 1/4:
+    chosen on validation lists, in an earlier version on long ones too. Four heads multiply the
     weight of a key one step further by 0.02, 0.37, 0.78, 0.94: steep ones see near numbers only.
     """
     def bias(self, scores, position):
@@ -240,7 +240,7 @@ ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned, "ro
 # Without a mask every number attends to all numbers, with a causal mask to itself and earlier ones.
 # At the end the hidden states of all numbers are pooled into one vector. Mean pooling dilutes one
 # misplaced number among 256 (try --pool mean). Max pooling, the largest value of each channel, does
-# not: one hidden state can say "unsorted", however long the list, even by a false alarm.
+# not: one hidden state can say "unsorted" at any length. Its price: so can one false alarm.
 
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(d_head)) v in n_head groups of channels (Vaswani et al. 2017)."""
@@ -294,13 +294,12 @@ class SortednessEncoder(nn.Module):
 
         Positions are start, start + 1, ...; start is a number, or (B, 1). For section 7: window, a
         query attends to so many numbers up to its own; log_n, scores grow with the number of keys;
-        hold (channels (C,), last), in these channels all positions beyond the last are encoded as
-        the last.
+        hold = (channels (C,), last), beyond position last these channels stay as they are there.
         """
         order = torch.arange(x.shape[1], device=x.device)            # (T,)
         position = start + order                                     # (T,) or (B, T)
         present = x != PAD                                           # (B, T)
-        mask = present[:, None, None, :]                             # (B, 1, 1, T): no padding,
+        mask = present[:, None, None, :]                             # (B, 1, 1, T): no padding
         if self.args.causal:
             mask = mask & (order <= order[:, None])                  # (B, 1, T, T): nothing later
         if window:
@@ -367,11 +366,10 @@ def solve(model, lists):
 
 # ---- 5. Training ---------------------------------------------------------------------------------
 # Training lists start at position 0, or with --random-start at a random position (Kiyono et al.
-# 2021, SHAPE). Then all positions up to 255 occur in training, in lists of at most 16.
-#
+# 2021, SHAPE): everywhere, so that all positions up to 255 occur, or as section 7 needs them.
 # Data augmentation: a list stays sorted, or unsorted, if the same amount is added to all of its
-# numbers. So we add a random amount at each use. The learning rate rises in a warm-up,
-# since AdamW's running means rest on few gradients at first. Then it falls to 0.
+# numbers. So we add a random amount at each use. The learning rate rises in a warm-up, since
+# AdamW's means rest on few gradients at first. Then it falls to 0.
 
 STARTS = {"everywhere": [*range(241)],            # a list of 16 that starts at 240 ends at 255
           "gap": [*range(85), *range(140, 241)],  # no list touches positions 100 to 139
@@ -446,12 +444,11 @@ def train(args):
     common.save(Path(args.out_dir, args.folder, args.file), model)  # no model is without its log
 
 # ---- 6. Long lists -------------------------------------------------------------------------------
-# One thing changes at a time. Every encoding is trained without a mask (the usual encoder) and with
-# a causal mask, the ones that depend on the start also with random starts.
-#
-# What can ALiBi not do without the causal mask? Tell a list from its mirror image: its bias depends
-# on |i - j|, so both get the same hidden states in mirrored order, and after pooling the same
-# answer. It cannot be right on both a sorted list and its reverse.
+# Every encoding is trained without a mask and with a causal mask, sinusoidal and learned then also
+# with random starts. Result at 256 numbers: ALiBi with the mask is right on nearly all lists, no
+# encoding with the mask on most, random starts on fewer. All others are at chance, except ALiBi
+# without the mask. It cannot tell a list from its mirror image: its bias depends on |i - j|, and
+# pooling ignores the order.
 
 PANELS = {"no mask": (False, None), "causal mask": (True, None),
           "causal mask, random starts": (True, "everywhere")}
@@ -526,25 +523,25 @@ def draw_table(model):
     return fig
 
 # 7b. Why do sinusoids go on further than a table, and why not for ever?
-# A head that has learned the rotation to the previous position (section 2) can use it anywhere. But
-# slow waves, of less than two turns within the positions of training, reach values beyond them that
-# training hardly showed. Hypothesis: only these fail. Held at their value at the last position that
-# many training lists reach (112), the same weights, nothing trained again, should be right at any
-# start. Control: hold the other, fast waves. Supported if at 240 and at 5,000 the mean accuracy is
-# within five points of that at 0, and in the control at neither. In a table, to hold is to copy the
-# last trained row, and equal rows leave no order.
-# There is no mask, so order can come from positions alone. Training takes three times the steps,
-# with random starts, but no list goes beyond position 120. Result: supported. In three of five
-# model seeds a head looks at a neighbour. With slow waves held these are right everywhere; the
-# others are not quite right in training either. In other models no list touches a gap. There,
-# sinusoids lose ten points, and a table is at chance. YaRN (Peng et al. 2023) treats waves apart.
+# Here training has no mask (so order comes from positions alone), three times the steps, and random
+# starts, but no list goes beyond position 120. Then lists of 16 start anywhere from 0 to 5,000. A
+# head that has learned the rotation to the previous position (section 2) can use it anywhere. But
+# slow waves, of less than two turns within the positions of training, take values beyond them that
+# are rare in it. Hypothesis: only these fail. With them held beyond 112, the last position that
+# many training lists reach, the same weights should be right at any start. Control: hold the other,
+# fast waves. Supported if at starts 240 and 5,000 the mean accuracy is within five points of start
+# 0, and in the control at neither. In a table, to hold is to copy the last trained row.
+# Result: supported. A table is at chance beyond 120, held or not, for equal rows leave no order. In
+# three of five model seeds a head looks at a neighbour; with slow waves held these seeds are right
+# everywhere, the other two not quite even in training. Is it enough that training surrounds a
+# position? Other models leave out a gap, 100 to 139: in it sinusoids lose ten points, a table all.
 
 BANDS = {"gap": (100, 139), "early": (121, 255)}  # positions that no training list touches
 POSITIONS = (0, 32, 64, 80, 96, 104, 112, 120, 124, 128, 140, 160, 200, 240, 1000, 5000)
 PERIODS = (300, 150, 80, 50, 30, 15)  # other thresholds, for analysis.json
 
 def hold(args, longer_than=None):
-    """What to hold: channels (C,), of a table all, and the last position of training."""
+    """What to hold: channels (C,), of a table all, and from which position on."""
     last = LENGTHS[-1] - 1
     if args.random_start:
         last = max(STARTS[args.random_start]) + LENGTHS[0] - 1  # few lists reach further
@@ -614,18 +611,18 @@ def draw_waves(args):
     return fig
 
 # 7c. What is new in a long list: positions, distances, or the number of keys?
-# Each has its experiment on the same weights, with a causal mask. Positions: waves or rows held as
-# in 7b. Distances: a sliding window, in which each number attends to the last 16 only. Number of
-# keys: a softmax over more keys gives each of them less (dilution). So scores of n > 16 keys are
+# Each has its experiment on the same weights, with a causal mask. Positions: waves or rows held
+# beyond 15. Distances: a sliding window, in which each number attends to the last 16 only. Number
+# of keys: a softmax over more keys gives each of them less (dilution). So scores of n > 16 keys are
 # multiplied by log n / log 16 (Chen et al. 2025). The window limits the number of keys too.
-# Hypotheses: sinusoidal and learned fail by positions, RoPE by distances (its scores know nothing
-# else), no encoding by the number of keys. An experiment explains a loss if it restores at least
-# half of it. Result: as expected for RoPE (log n does nothing) and no encoding; for sinusoidal in
-# three of five model seeds, learned in two. ALiBi loses nothing: its penalty leaves the same few
-# keys at any length. With random starts nothing helps: there, sorted lists are called unsorted.
+# Hypotheses: sinusoidal and learned fail by positions, RoPE by distances, no encoding by the number
+# of keys. An experiment explains a loss if it restores at least half of it. Result: the window
+# restores RoPE (log n does not), log n no encoding, holding sinusoidal in three of five model seeds
+# and learned in two. ALiBi loses nothing: its penalty leaves the same few keys at any length. With
+# random starts nothing helps: sorted lists are called unsorted, and why is open.
 
 def test_long(models, data, longest):
-    """Accuracies of lists of 256 in each experiment, and of 16 that start at 240; per model."""
+    """Accuracies of lists of 256 in each experiment; late: of 16 numbers from 240; per model."""
     args = models[0].args
     ways = {"as it is": {}, "window": {"window": LENGTHS[-1]}, "log n": {"log_n": True}}
     if models[0].encoding.uses_start:
@@ -642,9 +639,9 @@ def test_long(models, data, longest):
 # Hypothesis: (1) A head attends to an earlier number that is larger: in 3 5 9 7 from 7 to 9, but in
 # 3 5 7 9 not from 9 to 7. (2) The hidden state of that place then says "unsorted". (3) Max pooling
 # passes it on. We take sorted lists, and the same with two neighbours swapped, and measure (1) at
-# the second of the two. (2) and (3) are refuted if the answer stays "sorted" when the final hidden
-# state of that place is copied from the swapped into the sorted list (activation patching), or
-# turns when all others are copied instead (control). Result: supported in all five model seeds.
+# the second of the two. (2) and (3) are refuted if copying the final hidden state of that place
+# from the swapped into the sorted list (activation patching) leaves the answer "sorted", or if
+# copying all others turns it (control). Result: supported in all five model seeds.
 
 @torch.inference_mode()
 def inspect_swaps(model, data):
@@ -737,6 +734,7 @@ def main(args):
     if args.mode == "infer":
         asked = [job for job in jobs if typed or job.folder == "sorting/alibi-causal"][:1]
         ((model,),) = common.find_models(asked, command_line(), load).values()
+    short = False
     for text in args.questions:
         try:
             numbers = [int(x) for x in text.split("," if "," in text else None)]
@@ -745,8 +743,9 @@ def main(args):
             raise UserError(f'{text[:40]!r}: {error}; type a list as in "3 15 27"') from None
         p = predict(model, pad([numbers])).sigmoid().item()
         print(f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}")
-        if len(numbers) < LENGTHS[0]:
-            print("note: this list is shorter than any in training", file=sys.stderr)
+        short = short or len(numbers) < LENGTHS[0]
+    if short:
+        print("note: some lists are shorter than any in training", file=sys.stderr)
 
 if __name__ == "__main__":
     common.run(main, command_line())

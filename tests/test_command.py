@@ -51,8 +51,8 @@ class Commands(CommandCase):
         heads = ("ablation.json ablation.png attention.json carry.json carry.png diff.json "
                  "heads.json pruning.json")
         long = "extrapolation_curves.png extrapolation_results.json learned_position_embeddings.png"
-        folders = {"data/addition": data, "data/sorting": data, "out/addition": training,
-                   "out/addition/seeds": "2.pth",
+        folders = {"data/addition": data, "data/sorting": data, "out/addition": training + " model.js",
+                   "out/addition/seeds": "2.pth", "out/sorting": "models.js",
                    "out/addition/attention_patterns": "carry.png mean.png",
                    "out/addition/head_analysis": heads, "out/sorting/extrapolation": long,
                    "out/sorting/analysis": "analysis.json positions.png waves.png",
@@ -148,7 +148,7 @@ print(state() == before)""")
             lines = path.read_text().splitlines()[:10]
             path.with_suffix(".json").write_text(f"[{','.join(lines)}]")
             path.with_name("settings.json").unlink()
-            self.wrong(script, "both exist; keep one of them", f"{ONE[script]} --mode train")
+            self.wrong(script, "expected one .*train.json or .jsonl", f"{ONE[script]} --mode train")
             path.unlink()
             said = self.good(script, f"{ONE[script]} --seed 7 --mode train", train=script.train)
             self.assertRegex(said.stderr[0], r"\b10 (problems|lists)\b")
@@ -165,7 +165,7 @@ print(state() == before)""")
         first = path.read_text().splitlines()[0]
         for text in ["hello", "", "3", "[]", "{}", *(right.replace(*pair) for pair in pairs)]:
             path.write_text(f"{first}\n{text}\n")
-            sentence = f"{path.with_suffix('')}, record 2: .*; mend it, or type another --data-dir"
+            sentence = f"{path}, record 2: .*; mend it, or type another --data-dir"
             self.wrong(add, sentence, f"{ONE[add]} --mode train")
         self.good(add, ASK[add])
         self.good(add, "--mode analyze 34+15")
@@ -219,7 +219,7 @@ print(state() == before)""")
                 script.solve(script.load(f"out/{MODEL[script]}"), x)
         answers = {add: [f"34+15={sums[0]}", f"99+10={sums[1]}"],
                    sort: [("unsorted", "sorted")[x] for x in found]}
-        notes = {add: [], sort: ["note: this list is shorter than any in training"]}
+        notes = {add: [], sort: ["note: some lists are shorter than any in training"]}
         for script, second in ((add, "' 99 + 10 '"), (sort, "'9,4, 7'")):
             text = f"{ASK[script]}\n\n{second}\r\n".replace("'", "")
             Path("file").write_text(text)
@@ -232,7 +232,7 @@ print(state() == before)""")
     def test_wrong_words(self):
         Path("empty").touch()
         both = {"--mode dance": "invalid choice: 'dance'", "--step 10": "unrecognized .* --step",
-                "--steps 0": "a whole number of 1 or more, found '0'; --help lists the flags",
+                "--steps 0": "a whole number of 1 or more, found '0'",
                 "--n-head 3": "type a --d-model that is a multiple of twice --n-head",
                 "--mode infer": "questions go with --mode infer, which needs one",
                 "--mode train {}": "questions go with", "empty": "infer, which needs one",
