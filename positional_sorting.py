@@ -446,9 +446,8 @@ def train(args):
 # ---- 6. Long lists -------------------------------------------------------------------------------
 # Every encoding is trained without a mask and with a causal mask, sinusoidal and learned then also
 # with random starts. Result at 256 numbers: ALiBi with the mask is right on nearly all lists, no
-# encoding with the mask on most, random starts on fewer. All others are at chance, except ALiBi
-# without the mask. It cannot tell a list from its mirror image: its bias depends on |i - j|, and
-# pooling ignores the order.
+# encoding with the mask on most, random starts on fewer. All others are at chance, but ALiBi
+# without the mask: it takes mirror images for equal, as its bias depends on |i - j|.
 
 PANELS = {"no mask": (False, None), "causal mask": (True, None),
           "causal mask, random starts": (True, "everywhere")}

@@ -66,7 +66,8 @@ def check_function(function):
     q, k, v = x, x.roll(1, dims=-1), x.roll(2, dims=-1)
     scores = q @ k.transpose(-2, -1) / D**0.5
     late = attention(q, k, v, CAUSAL.T)
-    yield check("output", close(output, attention(q, k, v)), "it differs from PyTorch's output", [output], {
+    words = "it differs from PyTorch's output"
+    yield check("output", close(output, attention(q, k, v)), words, [output], {
         "the scores are not scaled; divide them by sqrt(d_head)": (scores * D**0.5).softmax(-1) @ v,
         "the scores are divided by d_head, not by sqrt(d_head)": (scores / D**0.5).softmax(-1) @ v,
         "scores are divided by sqrt(d_model), not d_head": (scores * (D / C)**0.5).softmax(-1) @ v,

@@ -1,4 +1,4 @@
-"""PyTorch's transformer with the weights of an Adder: oracle of the tests, rival of benchmark."""
+"""PyTorch's transformer with the weights of an Adder: the oracle of the tests."""
 import warnings
 
 import torch

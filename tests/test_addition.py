@@ -97,7 +97,7 @@ class DataAndTraining(unittest.TestCase):
         return add.load(out / "best_model.pth").state_dict(), log, add.load_data(args)["train"]
 
     def test_a_training(self):
-        """By made-up scores those of the third validation are the best: by accuracy, then by loss."""
+        """By made-up scores the third validation is the best: by accuracy, then by loss."""
         scores = [(0.1, 0.5), (0.5, 0.9), (0.4, 0.9), (0.45, 0.9)] + [(0.3, 0.7)] * 9
         seen, rates = [], []
         forward, evaluate = add.Adder.forward, add.evaluate
@@ -114,7 +114,7 @@ class DataAndTraining(unittest.TestCase):
             best, log, train = self.train(lr=0.02)
         expected = [0.005, 0.01, 0.015, 0.02] + [0.02 * rest / 6 for rest in (6, 5, 4, 3, 2, 1)]
         assert_close(rates, [[rate, rate] for rate in expected])  # of matrices and of vectors
-        self.assertEqual([row["lr"] for row in log["history"]], [rate for rate, _ in rates[1::2]])
+        self.assertEqual([row["lr"] for row in log["history"]], [x for x, _ in rates[1::2]])
         self.assertEqual([n for n, _ in seen], [6] * 5 + [7])
         assert_close([best, best], [seen[2][1], seen[5][1]], rtol=0, atol=0)
         self.assertEqual((log["best"], log["test"]["accuracy"]), (log["history"][2], 0.7))

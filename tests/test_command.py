@@ -51,7 +51,8 @@ class Commands(CommandCase):
         heads = ("ablation.json ablation.png attention.json carry.json carry.png diff.json "
                  "heads.json pruning.json")
         long = "extrapolation_curves.png extrapolation_results.json learned_position_embeddings.png"
-        folders = {"data/addition": data, "data/sorting": data, "out/addition": training + " model.js",
+        folders = {"data/addition": data, "data/sorting": data,
+                   "out/addition": training + " model.js",
                    "out/addition/seeds": "2.pth", "out/sorting": "models.js",
                    "out/addition/attention_patterns": "carry.png mean.png",
                    "out/addition/head_analysis": heads, "out/sorting/extrapolation": long,

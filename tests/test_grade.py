@@ -80,7 +80,8 @@ class Grade(unittest.TestCase):
     def grade(self, path, *words):
         output, errors = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            with mock.patch("sys.argv", ["grade", str(path), *words]), self.assertRaises(SystemExit) as end:
+            argv = mock.patch("sys.argv", ["grade", str(path), *words])
+            with argv, self.assertRaises(SystemExit) as end:
                 grade.main()
         return end.exception.code, output.getvalue(), errors.getvalue()
 

@@ -114,7 +114,7 @@ class Data(unittest.TestCase):
             wrong.append({"sequence": x, "is_sorted": 1, "length": len(x or [])})
         for record in wrong:
             common.save(self.folder / "sorting/test.jsonl", [good, record, good])
-            self.assertRaisesRegex(common.UserError, "test.jsonl, record 2: .*; mend", self.load, "test")
+            self.assertRaisesRegex(common.UserError, "jsonl, record 2: .*; mend", self.load, "test")
 
     def test_a_constant_keeps_order_and_range(self):
         lists = sort.pad([[3, 15, 27], [5, 5, 4, 99], [7, 6], [0, 99]])
