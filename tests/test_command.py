@@ -94,19 +94,6 @@ class Commands(CommandCase):
         self.assertEqual([used.args[0].folder for used in train.call_args_list], ["sorting/rope"])
         self.assertEqual(json.loads(path.read_text()), results)
 
-    def test_killed_in_the_middle_of_a_file(self):
-        path = Path("out/file.json")
-        common.save(path, ["old"])
-        Path("probe.py").write_text("""
-import common, os, pathlib, signal
-def half(path, content):
-    path.open("wb", buffering=0).write(content[:len(content) // 2])
-    os.kill(os.getpid(), signal.SIGKILL)
-pathlib.Path.write_bytes = half
-common.save(pathlib.Path("out/file.json"), ["new"])""")
-        self.assertEqual(run(os.path.abspath("probe.py")).returncode, -signal.SIGKILL)
-        self.assertEqual(json.loads(path.read_text()), ["old"])
-
     def test_import_changes_nothing(self):
         Path("probe.py").write_text("""
 import os, sys, torch

@@ -11,7 +11,7 @@ import torch
 
 import attention_addition
 import positional_sorting
-from tests import compare, tables
+from tests import tables
 from tests.command import run
 
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
@@ -90,9 +90,3 @@ class Documents(unittest.TestCase):
             if path.suffix == ".py":
                 self.assertLessEqual(max(map(len, lines), default=0), 100, path.name)
         self.assertLessEqual(tools, 1900)
-
-    def test_tools_run(self):
-        logs = [tables.load(f"sorting/{pe}/training_log.json") for pe in ("rope", "alibi")]
-        self.assertEqual(compare.labels_of(logs), ["pe rope", "pe alibi"])
-        losses = compare.draw(logs).axes[0].lines[1].get_ydata().tolist()
-        self.assertEqual(losses, [row["val_loss"] for row in logs[1]["history"]])

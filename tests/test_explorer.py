@@ -36,7 +36,8 @@ const type = (id, text) => {
 const press = (...buttons) => buttons.forEach((button) => document.querySelector(button).click());
 const steps = { opened: () => 0, bad1: () => type("b", "12x"), bad2: () => type("b", "1234"),
   typed: () => type("b", "159"), off: () => press("[name='cross.L0.H2'][value=off]"),
-  mean: () => press("[name='cross.L0.H2'][value=mean]"), removed: () => press("[data-off=removable]"),
+  mean: () => press("[name='cross.L0.H2'][value=mean]"),
+  removed: () => press("[data-off=removable]"),
   patched: () => press("[data-other='142+259']", "[data-off]", "[name='cross.L0.H2'][value=patch]"),
   sorter: () => press("[data-tab=sorter]", "[data-open=sinusoidal-random-start-gap]"),
   moved: () => type("start", "1000"), held: () => press("#waves"), bad3: () => type("list", ""),
@@ -108,14 +109,16 @@ class Explorer(unittest.TestCase):
         patch = add.run(self.model, torch.tensor([(142, 259)]))[2][h2]
         for step, b, x, counted in (("opened", 259, {}, {}), ("off", 159, {h2: 0}, {h2: 0}),
                                     ("mean", 159, {h2: mean}, {h2: mean}),
-                                    ("removed", 159, gone, gone), ("patched", 256, {h2: patch}, {})):
+                                    ("removed", 159, gone, gone),
+                                     ("patched", 256, {h2: patch}, {})):
             digits = add.run(self.model, torch.tensor([(142, b)]), x)[0][0]
             answer = digits @ torch.tensor([1000, 100, 10, 1])
             right = round(500 * add.exact_match(self.model, problems, counted))
             self.assertIn(f"142+{b}: the model answers {answer},", seen[step])
             self.assertIn(f"{right} of 500 random problems right.", seen[step])
         add.replace_heads(self.model, {h2: 0})
-        self.assertIn(f"1: the model answers {add.solve(self.model, [(199, 801)])[0]},", seen["link"])
+        answer = add.solve(self.model, [(199, 801)])[0]
+        self.assertIn(f"1: the model answers {answer},", seen["link"])
         model = sort.load(REFERENCE / "sorting/sinusoidal-random-start-gap/best_model.pth")
         numbers = torch.tensor([[2, 9, 14, 20, 27, 33, 41, 46, 52, 58, 63, 69, 75, 82, 88, 95]])
         hold = sort.hold(model.args)

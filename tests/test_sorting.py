@@ -91,17 +91,6 @@ class Data(unittest.TestCase):
         found = hashlib.sha256("".join(self.texts().values()).encode()).hexdigest()
         self.assertEqual(found, "99b751fe50c0cc2c97c1207c014b746a3da404c37e5f7a86a9231ef447942586")
 
-    def test_what_depends_on_which_flag(self):
-        sizes = ["--n-train=19", "--n-val=20", "--n-test=20", "--n-long=20"]
-        self.load("val", typed=[*sizes, "--lengths=32"])
-        before = self.texts()
-        made = [*sizes, "--kinds=swaps"]
-        self.load("val", typed=[*made, "--lengths", "20", "32"], mode="gendata")
-        after = self.texts()
-        self.assertEqual({x for x in after if after[x] != before.get(x)}, {"20", "train"})
-        self.assertEqual([after["train"].count(f'"{x}"') for x in KINDS], [10, 0, 0, 9, 0, 0])
-        self.load("train", "val", typed=[*made, "--n-long=7", "--lengths=40"])
-
     def test_own_data(self):
         """Used as they are, JSON Lines or an array; a wrong record is named."""
         good = {"sequence": [1, 2, 2], "is_sorted": 1, "length": 3}
