@@ -12,6 +12,9 @@ The PDF of the report is made by
     cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex -V geometry:a4paper,margin=2cm \\
         -V fontsize=10pt -V header-includes='\\usepackage{float,etoolbox}\\floatplacement{figure}{H}
         \\AtBeginEnvironment{longtable}{\\footnotesize}'
+
+The picture of the explorer: chromium --headless --window-size=1280,1120 --screenshot=FILE
+--virtual-time-budget=6000 'file://TOP/out/explorer.html#adder/142+259/off=cross.L0.H2'
 """
 import json
 import re
