@@ -468,13 +468,13 @@ def draw_examples(model, problems, args):
         common.save(Path(args.out_dir, f"addition/attention_patterns/example_{a}+{b}.png"), fig)
 
 # 6b. Which heads are needed? Ablation: replace the output of a head and measure the accuracy that
-# is lost. Zeros remove all of it. Its mean over validation problems, per position, keeps what
-# is the same for all, like a bias, not what depends on the problem. Models divide the work
-# differently: a head for every carry is needed by 70% of problems, one for nines only by 9%.
+# is lost. Zeros remove all of it. Its mean over validation problems, per position, keeps what is
+# the same for all, like a bias. How much a head costs depends on how many problems need it: one for
+# all carries 70% (out of the units or tens), one for carries that pass through a nine 9%.
 # Pruning. A removed head puts out zeros. Hypothesis: heads stand in for one another, so those that
-# each cost at most one point of accuracy cost more together. Refuted in all five model seeds: these
-# heads, about half of all, can go together. In four seeds all of decoder self-attention is among
-# them: the problem alone determines every digit. We also remove heads one by one.
+# each cost at most one point of accuracy cost more together. Refuted in all five model seeds: about
+# half of the heads can go together. In four seeds all of decoder self-attention is among them: the
+# problem alone determines every digit. We also remove one by one, by the cost in validation.
 
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
@@ -547,9 +547,9 @@ def draw_ablation(table):
 # In the control both have the same carry, as 132+256 and 134+253: the tens must stay. Hypothesis:
 # one head alone moves the carry. Refuted on a route (origin to destination) if no rate of flips is
 # 0.9 above the same head's rate of changes in the control. If the destination sums to nine, the
-# digit to its left changes too, but the decoder still reads the clean one, against the patch. So
-# nines are routes of their own, one per direction, in which that digit differs. Result: on most
-# routes one head does it, in four of five model seeds; in the fifth on few.
+# digit to its left changes too, but the decoder still reads the clean one, which speaks against the
+# carry. So nines are routes of their own, one per direction, in which that digit differs. Result:
+# on most routes one head does it, in four of five model seeds; in the fifth on few.
 
 def carry_pairs(origin, destination, num_digits, kind, nine=None, n_pairs=1000):
     """Draw pairs of problems, clean and corrupted: two tensors (n_pairs, 2)."""
@@ -693,15 +693,15 @@ def analyze(args):
     for name, found in tables.items():
         common.save(out / f"head_analysis/{name}.json", found)
     first = {name: found[models[0].args.model_seed] for name, found in tables.items()}
-    removable = first["pruning"]["removable_alone"]
-    page = {"addition": common.for_page(models[0]), "removable": removable}
+    page = {"addition": common.for_page(models[0]), "pruning": first["pruning"]}
     common.save(out / "model.js", page)  # for out/explorer.html
     common.save(out / "head_analysis/ablation.png", draw_ablation(first["ablation"]))
     common.save(out / "head_analysis/carry.png", draw_carries(first["carry"], first["heads"]))
     title = f"Mean over test problems; most needed: {first['ablation']['ranking'][0]}"
     fig = draw_attention(first["attention"], source, target, title)
     common.save(out / "attention_patterns/mean.png", fig)
-    title = "Mean with a carry into the column, minus mean without"
+    most = max(first["diff"], key=lambda head: np.abs(first["diff"][head]).max())
+    title = f"With a carry into the column, minus without: {most} changes most"
     fig = draw_attention(first["diff"], source, target, title, -1, "RdBu")
     common.save(out / "attention_patterns/carry.png", fig)
     if models[0].args.num_digits == 3:

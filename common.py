@@ -65,9 +65,9 @@ def read_data(problem, names, args, flags, make, read):
                         "--data-dir, or --mode gendata to make it again")
     data = {name: [] for name in names}
     for name, found in data.items():
-        paths = list(folder.glob(f"{name}.json*"))
+        paths = [*filter(Path.exists, (folder / f"{name}.json", folder / f"{name}.jsonl"))]
         if len(paths) != 1:
-            raise UserError(f"expected one {folder / name}.json or .jsonl; type --mode gendata")
+            raise UserError(f"{len(paths)} files {folder / name}.json(l), not 1; try --mode gendata")
         lines = paths[0].read_text().splitlines()
         try:
             whole = paths[0].suffix == ".json"

@@ -444,10 +444,10 @@ def train(args):
     common.save(Path(args.out_dir, args.folder, args.file), model)  # no model is without its log
 
 # ---- 6. Long lists -------------------------------------------------------------------------------
-# Every encoding is trained without a mask and with a causal mask, sinusoidal and learned then also
-# with random starts. Result at 256 numbers: ALiBi with the mask is right on nearly all lists, no
-# encoding with the mask on most, random starts on fewer. All others are at chance, but ALiBi
-# without the mask: it takes mirror images for equal, as its bias depends on |i - j|.
+# Encodings are trained without and with a causal mask, sinusoidal and learned then also with random
+# starts. Result at 256 numbers: with the mask ALiBi is right on nearly all lists, no encoding on
+# most; random starts on fewer. All others are at chance, but ALiBi without the mask: its bias
+# depends on |i - j| and pooling ignores the order, so mirror images get the same answer.
 
 PANELS = {"no mask": (False, None), "causal mask": (True, None),
           "causal mask, random starts": (True, "everywhere")}
@@ -526,14 +526,14 @@ def draw_table(model):
 # starts, but no list goes beyond position 120. Then lists of 16 start anywhere from 0 to 5,000. A
 # head that has learned the rotation to the previous position (section 2) can use it anywhere. But
 # slow waves, of less than two turns within the positions of training, take values beyond them that
-# are rare in it. Hypothesis: only these fail. With them held beyond 112, the last position that
-# many training lists reach, the same weights should be right at any start. Control: hold the other,
-# fast waves. Supported if at starts 240 and 5,000 the mean accuracy is within five points of start
-# 0, and in the control at neither. In a table, to hold is to copy the last trained row.
-# Result: supported. A table is at chance beyond 120, held or not, for equal rows leave no order. In
+# are rare in training. Hypothesis: only these fail. With them held beyond 112, the last position
+# that many training lists reach, the same weights should be right at any start. Control: hold the
+# other, fast waves. Supported if at starts 240 and 5,000 the mean accuracy is within five points of
+# start 0, and in the control at neither. In a table, to hold is to copy the last trained row.
+# Result: supported. A table is at chance beyond 120; held too, as equal rows leave no order. In
 # three of five model seeds a head looks at a neighbour; with slow waves held these seeds are right
-# everywhere, the other two not quite even in training. Is it enough that training surrounds a
-# position? Other models leave out a gap, 100 to 139: in it sinusoids lose ten points, a table all.
+# everywhere, the other two not quite even in training. Other models leave out a gap, 100 to 139. In
+# it sinusoids lose about ten points, and a table is at chance.
 
 BANDS = {"gap": (100, 139), "early": (121, 255)}  # positions that no training list touches
 POSITIONS = (0, 32, 64, 80, 96, 104, 112, 120, 124, 128, 140, 160, 200, 240, 1000, 5000)
@@ -611,14 +611,14 @@ def draw_waves(args):
 
 # 7c. What is new in a long list: positions, distances, or the number of keys?
 # Each has its experiment on the same weights, with a causal mask. Positions: waves or rows held
-# beyond 15. Distances: a sliding window, in which each number attends to the last 16 only. Number
-# of keys: a softmax over more keys gives each of them less (dilution). So scores of n > 16 keys are
-# multiplied by log n / log 16 (Chen et al. 2025). The window limits the number of keys too.
-# Hypotheses: sinusoidal and learned fail by positions, RoPE by distances, no encoding by the number
-# of keys. An experiment explains a loss if it restores at least half of it. Result: the window
-# restores RoPE (log n does not), log n no encoding, holding sinusoidal in three of five model seeds
-# and learned in two. ALiBi loses nothing: its penalty leaves the same few keys at any length. With
-# random starts nothing helps: sorted lists are called unsorted, and why is open.
+# beyond those of training. Distances: a sliding window, in which each number attends to the last 16
+# only. Number of keys: a softmax over more keys gives each of them less (dilution). So scores of n
+# > 16 keys are multiplied by log n / log 16 (Chen et al. 2025). The window limits the number of
+# keys too. Hypotheses: sinusoidal and learned fail by positions, RoPE by distances, no encoding by
+# the number of keys. An experiment explains a loss if it restores at least half of it. Result: the
+# window restores RoPE (log n does not), log n no encoding, holding sinusoidal in three of five
+# model seeds and learned in two. ALiBi loses nothing: its penalty leaves the same few keys at any
+# length. With random starts nothing helps: sorted lists are called unsorted; why is open.
 
 def test_long(models, data, longest):
     """Accuracies of lists of 256 in each experiment; late: of 16 numbers from 240; per model."""

@@ -65,7 +65,7 @@ class CommandCase(unittest.TestCase):
         with self.subTest(line):
             result = call(script, shlex.split(line))
             *said, last = result.stderr
-            self.assertRegex(last, f"error: .*{sentence}")
+            self.assertRegex(last, rf"^(\w+\.py: )?error: .*{sentence}")
             self.assertEqual(result.returncode, 2)
             self.assertNotRegex("".join(result.stderr), "(?i)remove|delete|traceback|error.*error")
             self.assertEqual(contents(), before)

@@ -95,7 +95,8 @@ def check_module(kind):
     yield check("examples", close(attend(forward, x[:1]), output[:1]), "each sees the whole batch")
     first = close(attend(forward, x[:, :-1])[:, 0], output[:, 0])  # it does not see the last one
     last = close(attend(forward, x[:, 1:])[:, -1], output[:, -1])  # it does not see the first one
-    yield check("no mask", first == last, f"tokens see {'earlier' if first else 'later'} ones only")
+    words = f"tokens see {'earlier' if first else 'later'} ones only"
+    yield check("without a mask", first == last, words)
     same = attend(forward, x[:, :1].expand(B, T, C))  # a mean of equal values, at any position
     yield check("heads", not first and close(same, attend(forward, x[:, :1]).expand(B, T, C)),
                 "cut them by view(B, T, n_head, d_head), then transpose(1, 2); join them by "

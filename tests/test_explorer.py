@@ -105,12 +105,12 @@ class Explorer(unittest.TestCase):
         self.assertEqual(errors, [])
         problems, h2 = torch.tensor(problems), "cross.L0.H2"
         mean = add.run(self.model, problems)[2][h2].mean(0)
-        gone = dict.fromkeys(self.saved[0]["removable"], 0)
+        gone = dict.fromkeys(self.saved[0]["pruning"]["removable_alone"], 0)
         patch = add.run(self.model, torch.tensor([(142, 259)]))[2][h2]
         for step, b, x, counted in (("opened", 259, {}, {}), ("off", 159, {h2: 0}, {h2: 0}),
                                     ("mean", 159, {h2: mean}, {h2: mean}),
                                     ("removed", 159, gone, gone),
-                                     ("patched", 256, {h2: patch}, {})):
+                                    ("patched", 256, {h2: patch}, {})):
             digits = add.run(self.model, torch.tensor([(142, b)]), x)[0][0]
             answer = digits @ torch.tensor([1000, 100, 10, 1])
             right = round(500 * add.exact_match(self.model, problems, counted))

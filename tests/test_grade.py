@@ -64,8 +64,8 @@ WRONG = [
     (MODULE, "-1).transpose(1, 2)", "-1)", "heads: cut them .*"),
     (MODULE, ".transpose(1, 2)", "", "heads: cut them .*"),
     (MODULE, "heads.transpose(1, 2)", "heads", "heads: .*; join them .*"),
-    (MODULE, SCALE, SCALE + TRIL, "no mask: tokens see earlier ones only"),
-    (MODULE, SCALE, SCALE + TRIL + ".mT", "no mask: tokens see later ones only"),
+    (MODULE, SCALE, SCALE + TRIL, "without a mask: tokens see earlier ones only"),
+    (MODULE, SCALE, SCALE + TRIL + ".mT", "without a mask: tokens see later ones only"),
     (FUNCTION, SCALE, SCALE + TRIL, "output: a causal mask is always on; .*"),
     (FUNCTION, SCALE, SCALE + TRIL + ".mT", "output: a mask, upside down, is always on; .*"),
     (FUNCTION, "mask == 0", "mask.mT == 0", "mask: it is upside down, .*"),
@@ -107,8 +107,7 @@ class Grade(unittest.TestCase):
     def test_the_masks_meaning_and_two_faults(self):
         status, output, _ = self.grade_code(FUNCTION, "mask == 0", "mask", "--mask-true", "hides")
         self.assertEqual((status, output.count("ok ")), (0, 4), output)
-        two = FUNCTION.replace(SCALE, "")
-        status, output, _ = self.grade_code(two, "mask is not None", "False")
+        _, output, _ = self.grade_code(FUNCTION.replace(SCALE, ""), "mask is not None", "False")
         self.assertRegex(output, "(?s)not scaled; .*ok     gradient\nWRONG: mask: it is ignored\n")
 
     def test_files_that_cannot_be_tested(self):
