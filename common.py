@@ -67,7 +67,7 @@ def read_data(problem, names, args, flags, make, read):
     for name, found in data.items():
         paths = [*filter(Path.exists, (folder / f"{name}.json", folder / f"{name}.jsonl"))]
         if len(paths) != 1:
-            raise UserError(f"{len(paths)} files {folder / name}.json(l), not 1; try --mode gendata")
+            raise UserError(f"{len(paths)} of {folder / name}.json(l), not 1; try --mode gendata")
         lines = paths[0].read_text().splitlines()
         try:
             whole = paths[0].suffix == ".json"

@@ -136,7 +136,7 @@ print(state() == before)""")
             lines = path.read_text().splitlines()[:10]
             path.with_suffix(".json").write_text(f"[{','.join(lines)}]")
             path.with_name("settings.json").unlink()
-            self.wrong(script, "2 files .*train.json.l., not 1;", f"{ONE[script]} --mode train")
+            self.wrong(script, "2 of .*train.json.l., not 1;", f"{ONE[script]} --mode train")
             path.unlink()
             said = self.good(script, f"{ONE[script]} --seed 7 --mode train", train=script.train)
             self.assertRegex(said.stderr[0], r"\b10 (problems|lists)\b")
