@@ -582,7 +582,7 @@ def test_positions(models, data):
 def draw_positions(found):
     """Draw the accuracy of lists of 16 against their start, a panel per kind of training."""
     fig, axes = common.subplots(1, 2, 3.9, sharey=True)
-    fig.suptitle("With slow waves held, the same weights stay right far beyond training (no mask)")
+    fig.suptitle("Do slow waves, held, keep the same weights right beyond training (grey)? No mask")
     for ax, (band, (first, last)) in zip(axes, BANDS.items()):
         for x, start in enumerate(POSITIONS):
             if first < start + LENGTHS[-1] and (start <= last or start > 255):
