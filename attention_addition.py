@@ -641,7 +641,7 @@ def compare_carries(model, problems):
         w = weights[head].double()                                  # (N, T, S)
         difference[head] = torch.zeros_like(w[0]).tolist()
         for column in range(1, model.args.num_digits + 1):
-            carry = carry_into(problems, column)                    # (N,)
+            carry = carry_into(problems, column).to(model.args.device)  # (N,)
             x = outputs[head][:, -1 - column].double()              # (N, d_head)
             x = x - x.mean(dim=0)
             means = torch.where(carry[:, None], x[carry].mean(dim=0), x[~carry].mean(dim=0))
