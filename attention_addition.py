@@ -435,7 +435,6 @@ def exact_match(model, problems, replace={}):
 #                          3    4    7    +    1    5    9
 #     hundreds, 5                                   1.0
 #     tens, 0                                            1.0
-#     units, 6            0.1       0.1  0.8
 # For a carry it reads one token of b, to which an encoder head (enc.L0.H2) has brought a's digit.
 
 EXAMPLES = [(241, 536), (347, 128), (347, 159), (199, 801), (999, 999)]  # from no carry to three
@@ -519,16 +518,16 @@ def prune(model, data, ablation):
         replace_heads(model, {})
     return found
 
-def draw_ablation(table):
+def draw_ablation(table, seed):
     """Draw the accuracy that is lost without each head."""
     fig, ax = common.subplots()
     for kind, shift in (("zero", -0.2), ("mean", 0.2)):
         lost = [100 * (table["baseline"] - row[kind]) for row in table["heads"].values()]
-        places = [i + shift for i in range(len(lost))]
-        ax.bar_label(ax.bar(places, lost, 0.4, label=f"{kind} ablation"), fmt="%.0f")
+        bars = ax.bar(np.arange(len(lost)) + shift, lost, 0.4, label=f"{kind} ablation")
+        ax.bar_label(bars, fmt="%.0f", fontsize=8)
     ax.set_xticks(range(len(lost)), table["heads"], rotation=45)
     needed = sum(points > 10 for points in lost)
-    ax.set(title=f"{needed} of {len(lost)} heads cost more than 10 points (mean ablation)",
+    ax.set(title=f"{needed} of {len(lost)} heads cost more than 10 points (mean ablation, {seed})",
            ylim=(0, 112), ylabel=f"accuracy lost (points)\non {table['n']:,} test problems")
     ax.legend()
     return fig
@@ -610,20 +609,20 @@ def trace_carries(model):
                 routes[f"{route}, nine, {nine}"] = patch_rates(model, origin, destination, nine)
     return routes
 
-def draw_carries(routes, heads):
+def draw_carries(routes, heads, seed):
     """Draw how often each head flips the digit, and how often it changes in the control."""
     names = list(routes["units to tens"]["flip"])
-    fig, axes = common.subplots(1, 2, 2 + 0.2 * len(names), sharey=True)
+    fig, axes = common.subplots(2, 1, 1.5 + 0.4 * len(routes), sharex=True)
     alone = {route for row in heads.values() for route in row["moves alone"]}
-    fig.suptitle(f"On {len(alone)} of {len(routes)} routes one head alone moves the carry")
+    fig.suptitle(f"One head alone moves the carry on {len(alone)} of {len(routes)} routes ({seed})")
     for ax, kind in zip(axes, ("flip", "control")):
-        grid = [[rates[kind][name] for rates in routes.values()] for name in names]
+        grid = [list(rates[kind].values()) for rates in routes.values()]
         ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         for (i, j), rate in np.ndenumerate(grid):
             color = "w" if rate > 0.6 else "k"
             ax.text(j, i, f"{100 * rate:.0f}", ha="center", va="center", color=color)
-        ax.set_xticks(range(len(routes)), routes, rotation=45, ha="right")
-        ax.set_yticks(range(len(names)), names)
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        ax.set_yticks(range(len(routes)), routes)
         ax.set_title("digits changed (%): " + {"flip": "carry differs", "control": "control"}[kind])
     return fig
 
@@ -695,13 +694,14 @@ def analyze(args):
     first = {name: found[models[0].args.model_seed] for name, found in tables.items()}
     page = {"addition": common.for_page(models[0]), "pruning": first["pruning"]}
     common.save(out / "model.js", page)  # for out/explorer.html
-    common.save(out / "head_analysis/ablation.png", draw_ablation(first["ablation"]))
-    common.save(out / "head_analysis/carry.png", draw_carries(first["carry"], first["heads"]))
-    title = f"Mean over test problems; most needed: {first['ablation']['ranking'][0]}"
+    seed = f"model seed {models[0].args.model_seed}"
+    common.save(out / "head_analysis/ablation.png", draw_ablation(first["ablation"], seed))
+    common.save(out / "head_analysis/carry.png", draw_carries(first["carry"], first["heads"], seed))
+    title = f"Mean over test problems; most needed: {first['ablation']['ranking'][0]} ({seed})"
     fig = draw_attention(first["attention"], source, target, title)
     common.save(out / "attention_patterns/mean.png", fig)
     most = max(first["diff"], key=lambda head: np.abs(first["diff"][head]).max())
-    title = f"With a carry into the column, minus without: {most} changes most"
+    title = f"With a carry into the column, minus without: {most} changes most ({seed})"
     fig = draw_attention(first["diff"], source, target, title, -1, "RdBu")
     common.save(out / "attention_patterns/carry.png", fig)
     if models[0].args.num_digits == 3:

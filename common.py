@@ -6,7 +6,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import signal
 import sys
 from pathlib import Path
@@ -74,8 +73,8 @@ def read_data(problem, names, args, flags, make, read):
             for record in json.loads("".join(lines)) if whole else map(json.loads, lines):
                 found.append(read(record))
         except (ValueError, TypeError, LookupError) as error:
-            place = f"{paths[0]}, record {len(found) + 1}"
-            raise UserError(f"{place}: {error}; mend it, or type another --data-dir") from None
+            raise UserError(f"{paths[0]}, record {len(found) + 1}: {error}; mend it, or type "
+                            "another --data-dir") from None
     return data
 
 # ---- Models and figures --------------------------------------------------------------------------
@@ -144,10 +143,9 @@ def adamw(model, args, beta2):
     """AdamW (Loshchilov & Hutter 2019); weight decay is for matrices, not for biases and norms."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": args.weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
-    fused = torch.__version__ >= "2.4"  # all of an update at once; older versions only on GPUs
-    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, beta2), fused=fused)
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, args.lr, (0.9, beta2), weight_decay=args.weight_decay,
+                             fused=torch.__version__ >= "2.4")  # older versions: only on GPUs
 
 def subplots(rows=1, columns=1, height=3.5, **options):
     """Like plt.subplots, but 8 inches wide, and the same whatever the backend of the user."""
@@ -160,16 +158,18 @@ def save_log(model, results, guess):
     out = Path(model.args.out_dir, model.args.folder)
     if model.args.file != "best_model.pth":
         return  # it is one of more model seeds
-    machine = {"torch": str(torch.__version__), "platform": platform.platform()}
+    machine = {"torch": str(torch.__version__), "platform": sys.platform}
     log = {"args": vars(model.args), "n_params": sum(p.numel() for p in model.parameters())}
     save(out / "training_log.json", {**log, "machine": machine, **results})
     rows = {name: [row[name] for row in results["history"]] for name in results["history"][0]}
-    fig, (left, right) = subplots(1, 2, height=3)
+    fig, (left, right) = subplots(1, 2, height=3.2)
+    what = f"{model.args.folder.replace('-', ' ')}, model seed {model.args.model_seed}"
+    fig.suptitle(f"{what}: best validation accuracy {100 * results['best']['val_accuracy']:.1f}%")
     left.plot(rows["step"], rows["train_loss"], label="training")
     left.plot(rows["step"], rows["val_loss"], "--", label="validation")
     left.axhline(guess, color="black", linestyle=":", label="guessing")
-    left.set(xlabel="training step", ylabel="cross-entropy (nats)", yscale="log")
-    left.legend()
+    left.set(xlabel="training step", ylabel="cross-entropy (nats)", ylim=(0, 1.2 * guess))
+    fig.legend(loc="outside lower center", ncols=3)
     right.plot(rows["step"], [100 * x for x in rows["val_accuracy"]], ".-")
     right.set(xlabel="training step", ylabel="validation accuracy (%)", ylim=(-3, 103))
     save(out / "training_curves.png", fig)
