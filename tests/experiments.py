@@ -30,14 +30,12 @@ def lowest(result):
     return min(min(recall(result, length).values()) for length in (16, 32, 64, 128, 256))
 
 CHECKS = {  # words of the command line: what must hold
-    "999+1": lambda r: r.returncode == 2 and "numbers of 3 digits" in r.stderr,
+    "--n-head 1": lambda r: 100 < wrong(r) < 100_000,
     "--carry-chains 0": lambda r: 0 < wrong(r) < 5000,
-    "--num-digits 2": lambda r: wrong(r) <= 40,
-    "scratch/half": lambda r: lowest(r) > 90,
     "--pool mean": lambda r: recall(r, 256)["adjacent_swap"] < 50,
+    "--slope 0.0625": lambda r: lowest(r) < 90,
     "--kinds shuffled": lambda r: recall(r, 256)["shuffled"] > 95
                                   and recall(r, 256)["adjacent_swap"] < 60,
-    "--slope 0.0625": lambda r: lowest(r) < 90,
 }
 
 def experiment(command, folder):
@@ -59,6 +57,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         ignore = shutil.ignore_patterns(".*", "data", "scratch")
         copy = shutil.copytree(TOP, Path(folder, "copy"), ignore=ignore)
+        make_data = [sys.executable, "positional_sorting.py", "--mode", "gendata"]
+        subprocess.run(make_data, cwd=copy, check=True)  # once: two of them read it
         results = list(pool.map(lambda command: experiment(command, copy), commands))
     sys.exit(not all(result.holds for result in results))
 

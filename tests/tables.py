@@ -7,14 +7,12 @@ Each script makes all of its results with one command:
     python attention_addition.py --model-seeds 5 --out-dir out/reference
     python positional_sorting.py --model-seeds 5 --out-dir out/reference
 
-The PDF of the report is made by
+The PDF of the report: cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex
+-V geometry:a4paper,margin=2cm -V fontsize=10pt -H ../tests/report.tex
 
-    cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex -V geometry:a4paper,margin=2cm \\
-        -V fontsize=10pt -V header-includes='\\usepackage{float,etoolbox}\\floatplacement{figure}{H}
-        \\AtBeginEnvironment{longtable}{\\footnotesize}'
-
-The picture of the explorer: chromium --headless --window-size=1280,1120 --screenshot=FILE
---virtual-time-budget=6000 'file://TOP/out/explorer.html#adder/142+259/off=cross.L0.H2'
+The picture of the explorer: chromium --headless --hide-scrollbars --force-device-scale-factor=2
+--window-size=880,625 --screenshot=FILE --virtual-time-budget=6000
+'file://TOP/out/explorer.html#adder/142+259/digit=1/off=cross.L0.H2'
 """
 import json
 import re
@@ -46,14 +44,6 @@ def percent(value, digits=1):
 
 # ---- Addition ------------------------------------------------------------------------------------
 
-def adder():
-    log = load("addition/training_log.json")
-    test, everything = log["test"], log["exhaustive"]
-    return table(["what", "result"], [
-        ["parameters", f"{log['n_params']:,}"],
-        [f"test problems right, of {test['n']:,}", percent(test["accuracy"], 2) + "%"],
-        [f"wrong of all {everything['n']:,} problems", everything["errors"]]])
-
 def heads():
     ablation = load("addition/head_analysis/ablation.json")["1"]
     n_routes = len(load("addition/head_analysis/carry.json")["1"])
@@ -67,16 +57,35 @@ def heads():
     return table(["head", "query→key of the largest weight", "points lost, mean", "points, zeros",
                   "says the carry: T / H / Th", "routes it moves alone"], rows)
 
-def pruning():
+def in_columns(weights, queries, shift):
+    """The least weight that the queries {row: column} give to the two digits of a column."""
+    return min(weights[row][k + shift] + weights[row][k + shift + 4] for row, k in queries.items())
+
+def seeds():
+    attention, heads, pruning = [load(f"addition/head_analysis/{name}.json")
+                                 for name in ("attention", "heads", "pruning")]
     rows = []
-    for seed, found in load("addition/head_analysis/pruning.json").items():
-        n_heads = len(found["order"])
+    for seed, found in pruning.items():
+        joins, reads_lower = {}, {}
+        for head, w in attention[seed].items():
+            if head.startswith("enc"):  # rows and columns Ha Ta Ua + Hb Tb Ub
+                joins[head] = in_columns(w, {0: 0, 1: 1, 2: 2, 4: 0, 5: 1, 6: 2}, 0)
+                reads_lower[head] = in_columns(w, {0: 0, 1: 1, 4: 0, 5: 1}, 1)
+            if head.startswith("cross"):  # rows Th H T U
+                reads_lower[head] = in_columns(w, {1: 0, 2: 1}, 1)
+        moved = {head: len(row["moves alone"]) for head, row in heads[seed].items()}
+        routes = {route for row in heads[seed].values() for route in row["moves alone"]}
+        most = max(moved, key=moved.get)
         rows.append([seed])
+        for found_heads in (joins, reads_lower):
+            head = max(found_heads, key=found_heads.get)
+            rows[-1].append(f"{head} ({found_heads[head]:.2f})")
+        rows[-1] += [f"{most} ({moved[most]})", len(routes)]
         for count in (len(found["removable_alone"]), found["prunable"]):
-            rows[-1].append(f"{count} ({percent(count / n_heads, 0)}%)")
+            rows[-1].append(f"{count} ({percent(count / len(moved), 0)}%)")
         rows[-1].append(found["wrong_without_those"])
-    return table(["model seed", f"of {n_heads} heads, removable each alone", "one after another",
-                  f"wrong of all {found['n_problems']:,} without all of the former"], rows)
+    return table(["model seed", "joins columns", "reads the next lower", "moves most routes",
+                  "routes", "idle alone", "in turn", "wrong without"], rows)
 
 def carry_digits():
     rows = []
@@ -96,7 +105,8 @@ def route_seeds():
             flip, control = found[route]["flip"], found[route]["control"]
             more = {head: flip[head] - control[head] for head in flip if ".H" in head}
             best = max(more, key=more.get)
-            rows[-1].append(f"{best.replace('.L0.', ' ')} {more[best]:.2f}")
+            name = best.replace(".L0.", " ")
+            rows[-1].append(f"{name} {percent(flip[best], 0)} / {percent(control[best], 0)}")
     return table(["route", *(f"model seed {seed}" for seed in seeds)], rows)
 
 # ---- Sorting -------------------------------------------------------------------------------------
@@ -111,13 +121,21 @@ def setting_rows(cells_of):
                 rows.append([name, pe, *cells_of(results[f"sorting/{pe}{setting}"])])
     return rows
 
-def lengths():
-    return list(load("sorting/extrapolation/extrapolation_results.json")["sorting/none"])
-
 def extrapolation():
     def cells_of(found):
         return [f"{percent(row['mean'])} ± {percent(row['std'])}" for row in found.values()]
-    return table(["setting", "encoding", *lengths()], setting_rows(cells_of))
+    lengths = ["8-16", "16", "32", "64", "128", "256"]
+    return table(["setting", "encoding", *lengths], setting_rows(cells_of))
+
+def short():
+    rows = {pe: [pe] for pe in sort.ENCODINGS}
+    def cells_of(found):
+        return [percent(found[length]["mean"], 0) for length in ("16", "32", "256")]
+    for setting, pe, *cells in setting_rows(cells_of):
+        if "random" not in setting:
+            rows[pe] += cells
+    head = ["encoding", "no mask: 16", "32", "256", "causal mask: 16", "32", "256"]
+    return table(head, rows.values())
 
 def kinds():
     rows = setting_rows(lambda found: [percent(x, 0) for x in found["256"]["recall"].values()])
@@ -140,23 +158,10 @@ def positions():
             rows.append([name, way, *shown])
     return table(["trained on", "waves", *(f"{start:,}" for start in STARTS)], rows)
 
-def neighbours():
-    ways = analysis("positions")[EARLY]
-    rows = []
-    for seed in range(5):
-        rows.append([seed + 1])
-        for what in ("neighbour", "accuracy"):
-            for way, start in (("as it is", 64), ("as it is", 240), ("slow waves held", 240)):
-                value = ways[way][what][seed][sort.POSITIONS.index(start)]
-                rows[-1].append(f"{value:.2f}")
-    places = ["at 64", "at 240", "at 240, held"]
-    return table(["model seed", *(f"weight {x}" for x in places), *(f"right {x}" for x in places)],
-                 rows)
-
 def long():
     rows = []
     for folder, found in analysis("long").items():
-        row = [folder.removeprefix("sorting/")]
+        row = [folder.removeprefix("sorting/").replace("-", " ")]
         for way in ("late", "as it is", "held", "window", "log n"):
             values = found.get(way)
             spread = values and f"{percent(min(values), 0)}-{percent(max(values), 0)}"
@@ -164,21 +169,6 @@ def long():
         rows.append(row)
     return table(["model", "16 from 240", "256 as it is", "256 held", "256, window of 16",
                   "256, log n"], rows)
-
-def swaps():
-    rows = []
-    for length, seeds in load("sorting/analysis/analysis.json")["swaps"].items():
-        cells = {"swapped": [], "sorted": [], "that_state": [], "all_others": []}
-        for row in seeds:
-            weights = row["to_previous_swapped"]
-            head = weights.index(max(weights))
-            cells["swapped"].append(weights[head])
-            cells["sorted"].append(row["to_previous_sorted"][head])
-            for which in ("that_state", "all_others"):
-                cells[which].append(row[f"turned_by_{which}"])
-        rows.append([length, *(f"{min(x):.2f} to {max(x):.2f}" for x in cells.values())])
-    return table(["length", "weight on the previous number, swapped list", "the same, sorted list",
-                  "turned by that hidden state alone", "by all others"], rows)
 
 def rendered(text):
     """The document with every table made anew."""
