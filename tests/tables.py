@@ -48,7 +48,8 @@ def heads():
     ablation = load("addition/head_analysis/ablation.json")["1"]
     n_routes = len(load("addition/head_analysis/carry.json")["1"])
     rows = []
-    for head, found in load("addition/head_analysis/heads.json")["1"].items():
+    for head in ablation["ranking"]:
+        found = load("addition/head_analysis/heads.json")["1"][head]
         row = ablation["heads"][head]
         lost = [percent(ablation["baseline"] - row[way]) for way in ("mean", "zero")]
         reads = ", ".join(f"{query}→{key}" for query, key in found["reads"].items())
@@ -106,7 +107,8 @@ def route_seeds():
             more = {head: flip[head] - control[head] for head in flip if ".H" in head}
             best = max(more, key=more.get)
             name = best.replace(".L0.", " ")
-            rows[-1].append(f"{name} {percent(flip[best], 0)} / {percent(control[best], 0)}")
+            rates = f"{name} {percent(flip[best], 0)} / {percent(control[best], 0)}"
+            rows[-1].append(rates if more[best] > 0.01 else "none")
     return table(["route", *(f"model seed {seed}" for seed in seeds)], rows)
 
 # ---- Sorting -------------------------------------------------------------------------------------
