@@ -518,7 +518,7 @@ def draw_table(model):
     upper.plot(cosine[:48].clamp(max=1).acos().rad2deg(), "o-")
     upper.axvline(LENGTHS[-1] - 0.5, color="black")
     upper.set(title="Training turns rows 0 to 15 only", ylabel="angle to initial\nrow (degrees)")
-    fig.colorbar(lower.imshow(table[:48].T, cmap="RdBu", aspect="auto"), ax=lower, label="value")
+    fig.colorbar(lower.imshow(table[:48].T.numpy(), cmap="RdBu", aspect="auto"), label="value")
     lower.set(xlabel="position", ylabel="channel of the row")
     return fig
 
