@@ -11,7 +11,7 @@ The PDF of the report: cd out && pandoc report.md -o report.pdf --pdf-engine=xel
 -V geometry:a4paper,margin=2cm -V fontsize=10pt -H ../tests/report.tex
 
 The picture of the explorer: chromium --headless --hide-scrollbars --force-device-scale-factor=2
---window-size=880,625 --screenshot=FILE --virtual-time-budget=6000
+--window-size=880,610 --screenshot=FILE --virtual-time-budget=6000
 'file://TOP/out/explorer.html#adder/142+259/digit=1/off=cross.L0.H2'
 """
 import json
