@@ -43,7 +43,9 @@ def confirm_sorter(flags):
     return round(lowest, 2)
 
 def main():
-    what = sys.argv[1]
+    what = sys.argv[1] if len(sys.argv) > 1 else None
+    if what not in PAIRS:
+        sys.exit(__doc__)
     n = int(sys.argv[2]) if len(sys.argv) > 2 else len(PAIRS[what])
     confirm = {"adder": confirm_adder, "sorter": confirm_sorter}[what]
     results = []

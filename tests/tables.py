@@ -136,7 +136,7 @@ def short():
     for setting, pe, *cells in setting_rows(cells_of):
         if "random" not in setting:
             rows[pe] += cells
-    head = ["encoding", "no mask: 16", "32", "256", "causal mask: 16", "32", "256"]
+    head = ["encoding", "no mask, 16", "32", "256", "causal mask, 16", "32", "256"]
     return table(head, rows.values())
 
 def kinds():
