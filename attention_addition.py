@@ -435,7 +435,7 @@ def exact_match(model, problems, replace={}):
 #                          3    4    7    +    1    5    9
 #     hundreds, 5                                   1.0
 #     tens, 0                                            1.0
-# For a carry it reads one token of b, to which an encoder head (enc.L0.H2) has brought a's digit.
+# With a carry it reads the larger of the two digits, else the smaller (enc.L0.H2 joined them).
 
 EXAMPLES = [(241, 536), (347, 128), (347, 159), (199, 801), (999, 999)]  # from no carry to three
 

@@ -502,7 +502,8 @@ def draw_lengths(results, lengths):
         ax.set_xticks(lengths, lengths)
         ax.set(title=title, xlabel="numbers in the list", ylim=(44, 103))
     axes[0].set_ylabel(f"balanced accuracy (%)\nmean and range, model seeds: {len(rows[0])}")
-    fig.legend(*axes[1].get_legend_handles_labels(), ncols=6, loc="outside lower center")
+    lines = max((list(ax.lines) for ax in axes), key=len)
+    fig.legend(handles=lines, ncols=6, loc="outside lower center")
     return fig
 
 # ---- 7. Why --------------------------------------------------------------------------------------
@@ -532,8 +533,7 @@ def draw_table(model):
 # other, fast waves. Supported if at starts 240 and 5,000 the mean accuracy is within five points of
 # start 0, and in the control at neither. In a table, to hold is to copy the last trained row.
 # Result: supported. A table is at chance beyond 120; held too, as equal rows leave no order. In
-# three of five model seeds a head looks at a neighbour: held, these are right everywhere. Other
-# models leave out a gap, 100 to 139. In it sinusoids lose ten points, and a table is at chance.
+# three of five seeds a head looks at a neighbour. Other models leave out a gap, 100 to 139.
 
 BANDS = {"gap": (100, 139), "early": (121, 255)}  # positions that no training list touches
 POSITIONS = (0, 32, 64, 80, 96, 104, 112, 120, 124, 128, 140, 160, 200, 240, 1000, 5000)
@@ -730,7 +730,7 @@ def main(args):
         extrapolate(args, jobs)
     if args.mode in ("all", "analyze"):
         analyze(args)
-    if args.mode == "infer":
+    if args.questions:
         asked = [job for job in jobs if typed or job.folder == "sorting/alibi-causal"][:1]
         ((model,),) = common.find_models(asked, command_line(), load).values()
     short = False
