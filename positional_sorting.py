@@ -441,9 +441,9 @@ def train(args):
 
 # ---- 6. Long lists -------------------------------------------------------------------------------
 # Encodings are trained without and with a causal mask, sinusoidal and learned then also with random
-# starts. Result at 256 numbers: with the mask ALiBi is right on nearly all lists, no encoding on
-# most; random starts on fewer. All others are at chance, but ALiBi without the mask: its bias
-# depends on |i - j| and pooling ignores the order, so mirror images get the same answer.
+# starts. Result at 256 numbers: with the mask ALiBi is right on nearly all lists, the model without
+# encoding on most; random starts on fewer. All others are at chance, but ALiBi without the mask:
+# its bias depends on |i - j| and pooling ignores the order, so mirror images get the same answer.
 
 PANELS = {"no mask": (False, None), "causal mask": (True, None),
           "causal mask, random starts": (True, "everywhere")}
@@ -616,10 +616,10 @@ def draw_waves(args):
 # beyond those of training. Distances: a sliding window, in which each number attends to the last 16
 # only. Number of keys: a softmax over more keys gives each of them less (dilution). So scores of n
 # > 16 keys are multiplied by log n / log 16 (Chen et al. 2025). The window limits the number of
-# keys too. Hypotheses: sinusoidal and learned fail by positions, RoPE by distances, no encoding by
-# the number of keys. An experiment explains a loss if it restores at least half of it. Result: the
-# window restores RoPE, log n the model without encoding, holding sinusoidal in three of five model
-# seeds and learned in two. ALiBi loses nothing. With random starts nothing restores half.
+# keys too. Hypotheses: sinusoidal and learned fail by positions, RoPE by distances, the model
+# without encoding by the number of keys. An experiment explains a loss if it restores at least half
+# of it. Result: the window restores RoPE, log n the latter, holding sinusoidal in three of five
+# model seeds and learned in two. ALiBi loses nothing. With random starts nothing restores half.
 
 def test_long(models, data, longest):
     """Accuracies of lists of 256 in each experiment; late: of 16 numbers from 240; per model."""
