@@ -95,7 +95,7 @@ def load_records(folder, names, made_with, make, read):
     files = {name: [] for name in names}
     for name, found in files.items():
         try:
-            for record in load_json(folder / f"{name}.json"):
+            for record in load_json(folder / f"{name}.json") or [None]:
                 found.append(read(record))
         except (UserError, LookupError, TypeError) as error:
             raise UserError(f"{folder / name}, record {len(found) + 1}: {error}") from None
@@ -118,8 +118,8 @@ def prepare():
 
 def side_by_side(function, jobs):
     """Call function(*job) for each of the jobs, one process per core."""
-    if len(jobs) == 1:
-        return function(*jobs[0])
+    if len(jobs) <= 1:
+        return [function(*job) for job in jobs]
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(CORES, len(jobs)), spawn, prepare)
     began = time.time()

@@ -243,7 +243,8 @@ def sinusoids(position, d_model):
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)  # (..., T, C)
 
 # Why should waves extrapolate? Going one position back rotates each pair of channels by
-# the same angle, wherever it starts (the addition theorem). A matrix can do that. So with
+# the same angle, wherever it starts (the addition theorem). A matrix can do that. So
+# with
 #     q = W_q waves(i)     W_q: rotate one position back
 #     k = W_k waves(j)     W_k: leave as it is
 # the score q k^T is largest for j = i - 1, at any i, in training or beyond. That is the
@@ -458,7 +459,8 @@ def train(config, data):
     model = SortednessEncoder(config)
     optimizer = common.adamw(model, config, beta2=0.98)
     n_batches = max(1, len(lists) // config.batch_size)  # the rest of an epoch is left out
-    # Two generators, so that the order of the batches does not depend on what else is drawn.
+    # Two generators, so that the order of the batches does not depend on what else is
+    # drawn.
     shuffle = torch.Generator().manual_seed(config.model_seed)
     generator = torch.Generator().manual_seed(config.model_seed)
     history, losses = [], []
@@ -687,7 +689,7 @@ def inspect_swaps(model, data):
     states, others = model.hidden_states(clean), model.hidden_states(swapped)  # (M, T, C)
     states[here], others[here] = others[here], states[here]
     turned["its state copied"] = model.classify(states, clean != PAD) <= 0
-    turned["all others copied"] = model.classify(others, clean != PAD) > 0
+    turned["all others copied"] = model.classify(others, clean != PAD) <= 0
     return {name: answers.double().mean().item() for name, answers in turned.items()}
 
 def draw_heads(model, numbers):

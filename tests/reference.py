@@ -1,55 +1,56 @@
-"""PyTorch's transformer with the weights of an Adder: the oracle of the tests."""
-import warnings
-
+"""What the adder is compared with: PyTorch's transformer, and heads that are made up."""
 import torch
 import torch.nn as nn
-
-@torch.no_grad()
-def copy_attention(ours, theirs):
-    theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
-    theirs.out_proj.weight.copy_(ours.output.weight)  # their biases are zero from the start
 
 def torch_attention(ours):
     """An nn.MultiheadAttention that computes what our MultiHeadAttention does."""
     theirs = nn.MultiheadAttention(ours.query.in_features, ours.n_head, batch_first=True)
     theirs.to(ours.query.weight.dtype)
-    copy_attention(ours, theirs)
-    return theirs
+    three = [ours.query.weight, ours.key.weight, ours.value.weight]
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat(three))
+        theirs.out_proj.weight.copy_(ours.output.weight)
+    return theirs  # its biases are zero from the start
 
-class TorchAdder(nn.Module):
-    """The embeddings and logits of an Adder around a torch.nn.Transformer: pre-norm, ReLU."""
+def torch_layer(kind, config, block):
+    """A layer of torch.nn.Transformer, pre-norm, with the weights that both kinds have."""
+    layer = kind(config.d_model, config.n_head, config.d_ff, 0, batch_first=True, norm_first=True)
+    layer.self_attn = torch_attention(block.self_attention)
+    layer.norm1 = block.norm_self
+    layer.linear1, _, layer.linear2 = block.feed_forward
+    return layer
 
-    def __init__(self, ours):
-        super().__init__()
-        self.args = args = ours.args
-        self.token_embedding = ours.token_embedding
-        self.source_position = ours.source_position
-        self.target_position = ours.target_position
-        self.to_logits = ours.to_logits
-        sizes = [args.d_model, args.n_head, args.n_layer, args.n_layer, args.d_ff]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="enable_nested_tensor")
-            self.transformer = nn.Transformer(*sizes, dropout=0, batch_first=True, norm_first=True)
-        self.transformer.to(ours.to_logits.weight.dtype)
-        encoder = self.transformer.encoder
-        decoder = self.transformer.decoder
-        pairs = [(ours.encoder_norm, encoder.norm), (ours.decoder_norm, decoder.norm)]
-        for block, layer in zip([*ours.encoder, *ours.decoder], [*encoder.layers, *decoder.layers]):
-            copy_attention(block.self_attention, layer.self_attn)
-            pairs += [(block.norm1, layer.norm1), (block.feed_forward[0], layer.linear1),
-                      (block.feed_forward[2], layer.linear2)]
-        pairs += [(block.norm3, layer.norm2) for block, layer in zip(ours.encoder, encoder.layers)]
-        for block, layer in zip(ours.decoder, decoder.layers):
-            copy_attention(block.cross_attention, layer.multihead_attn)
-            pairs += [(block.norm2, layer.norm2), (block.norm3, layer.norm3)]
-        for module, theirs in pairs:
-            theirs.load_state_dict(module.state_dict())
+def torch_logits(ours, source, target):
+    """What an Adder computes, by the layers of torch.nn.Transformer."""
+    start = torch.full_like(target[:, :1], 11)
+    answer = torch.cat([start, target[:, :-1]], dim=1)
+    x = ours.token_embedding(source) + ours.source_position.weight
+    y = ours.token_embedding(answer) + ours.target_position.weight
+    for block in ours.encoder:
+        layer = torch_layer(nn.TransformerEncoderLayer, ours.config, block)
+        layer.norm2 = block.norm_ff
+        x = layer(x)
+    hidden = torch.ones(y.shape[1], y.shape[1]).triu(1).bool()
+    for block in ours.decoder:
+        layer = torch_layer(nn.TransformerDecoderLayer, ours.config, block)
+        layer.multihead_attn = torch_attention(block.cross_attention)
+        layer.norm2 = block.norm_cross
+        layer.norm3 = block.norm_ff
+        y = layer(y, ours.encoder_norm(x), tgt_mask=hidden)
+    return ours.to_logits(ours.decoder_norm(y))
 
-    def forward(self, source, target):
-        start = torch.full_like(target[:, :1], 11)
-        answer = torch.cat([start, target[:, :-1]], dim=1)
-        x = self.token_embedding(source) + self.source_position.weight
-        y = self.token_embedding(answer) + self.target_position.weight
-        mask = nn.Transformer.generate_square_subsequent_mask(answer.shape[1]).to(y)
-        causal = {"tgt_is_causal": True} if torch.__version__ >= "2.1" else {}  # 2.0 finds out
-        return self.to_logits(self.transformer(x, y, tgt_mask=mask, **causal))
+GROUPS = {"nothing": ["dec.L0.H0"], "carry": ["enc.L0.H0", "enc.L0.H1"], "column": ["enc.L0.H2"],
+          "both": ["enc.L0.H3"]}  # and what they bring in this made-up run():
+
+def made_up_run(model, problems, replace={}):
+    """Each head puts out the whole problem. One brings the carry if there is a nine, one if not."""
+    both = replace.get("enc.L0.H3", problems)
+    upper = replace.get("enc.L0.H2", both)
+    nine = (problems // 10 % 10).sum(1, keepdim=True) == 9
+    lower = torch.where(nine, replace.get("enc.L0.H1", both), replace.get("enc.L0.H0", both))
+    answer = []
+    for power in (100, 10, 1):
+        mixed = upper // power * power + lower % power  # digits of two problems
+        answer.append(mixed.sum(1) // power % 10)
+    heads = [f"{stage}.L0.H{h}" for stage in ("enc", "dec", "cross") for h in range(4)]
+    return torch.stack(answer, 1), None, dict.fromkeys(heads, problems)

@@ -1,11 +1,17 @@
-"""The tables of README.md and out/report.md, made from the results under out/reference/.
+"""The tables of README.md, out/report.md and both scripts, from the files in out/reference.
 
-Between `<!-- table: NAME -->` and `<!-- end -->` stands what the function NAME here returns. After
-new results type `python -m tests.tables`; tests/test_documents.py fails where that was forgotten.
-Each script makes all of its results with one command:
+    python -m tests.tables          writes every table anew into these four files
+
+In a document the function NAME here fills what stands between `<!-- table: NAME -->` and
+`<!-- end -->`, in a script the indented lines below `# Result (tests.tables: NAME)`.
+tests/test_documents.py fails where this was forgotten. Each script makes all of its results
+with one command, and the confirmations have one each:
 
     python attention_addition.py --model-seeds 5 --out-dir out/reference
     python positional_sorting.py --model-seeds 5 --out-dir out/reference
+    python -m tests.confirm adder --out-dir out/reference
+    python -m tests.confirm sorter --out-dir out/reference
+    python -m tests.page out/reference
 
 The PDF of the report: cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex
 -V geometry:a4paper,margin=2cm -V fontsize=10pt -H ../tests/report.tex
@@ -14,6 +20,8 @@ The picture of the explorer: chromium --headless --hide-scrollbars --force-devic
 --window-size=880,610 --screenshot=FILE --virtual-time-budget=6000
 'file://TOP/out/explorer.html#adder/142+259/digit=1/off=cross.L0.H2'
 """
+import argparse
+import collections
 import json
 import re
 from pathlib import Path
@@ -22,161 +30,196 @@ from statistics import mean
 import positional_sorting as sort
 
 TOP = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "out/report.md")
-BLOCK = re.compile(r"<!-- table: (\w+) -->\n(.*?)<!-- end -->", re.S)
-STARTS = (0, 104, 112, 124, 240, 1000, 5000)  # of the lists shown
-EARLY = "sorting/sinusoidal-random-start-early"
-SETTINGS = {"": "no mask", "-causal": "causal mask",
-            "-causal-random-start": "causal mask, random starts"}
+DOCUMENTS = ["README.md", "out/report.md"]
+SCRIPTS = ["attention_addition.py", "positional_sorting.py"]
+IN_DOCUMENT = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(?=<!-- end -->)", re.S)
+IN_SCRIPT = re.compile(r"(# Result \(tests\.tables: (\w+)\).*\n)((?:#     .*\n)+)")
+SEEDS = range(1, 6)
 
 def load(name):
-    return json.loads((TOP / "out" / "reference" / name).read_text())
+    return json.loads((TOP / "out/reference" / name).read_text())
 
-def table(head, rows):
-    rows = [[str(cell) for cell in row] for row in (head, *rows)]
-    # The PDF takes the widths of its columns from the dashes.
-    dashes = ["-" * max(8, *map(len, column)) for column in zip(*rows)]
-    rows.insert(1, dashes)
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+def lines_of(name):
+    return [json.loads(line) for line in (TOP / "out/reference" / name).read_text().splitlines()]
 
-def percent(value, digits=1):
+def percent(value, digits=0):
     return f"{100 * value:.{digits}f}"
 
-# ---- Addition ------------------------------------------------------------------------------------
+def spread(values, digits=0):
+    """The range of some fractions in percent: 98-100."""
+    ends = [percent(min(values), digits), percent(max(values), digits)]
+    return ends[0] if ends[0] == ends[1] else "-".join(ends)
 
-def heads():
-    ablation = load("addition/head_analysis/ablation.json")["1"]
-    n_routes = len(load("addition/head_analysis/carry.json")["1"])
+# ---- Addition ------------------------------------------------------------------------
+
+def of_seed(seed, name):
+    folder = "addition" if seed == 1 else f"addition/seed{seed}"
+    return load(f"{folder}/{name}.json")
+
+def errors():
+    return ["model seed", *SEEDS], [["wrong", *(of_seed(s, "training_log")["wrong"] for s in SEEDS)]]
+
+def least(weights, queries, keys):
+    """The least weight that queries give to the keys of each: {query: [key, ...]}."""
+    return min(sum(weights[q][k] for k in keys[q]) for q in queries)
+
+def reads():
     rows = []
-    for head in ablation["ranking"]:
-        found = load("addition/head_analysis/heads.json")["1"][head]
-        row = ablation["heads"][head]
-        lost = [percent(ablation["baseline"] - row[way]) for way in ("mean", "zero")]
-        reads = ", ".join(f"{query}→{key}" for query, key in found["reads"].items())
-        said = " / ".join(f"{x:.2f}" for x in found["variance explained"].values())
-        rows.append([head, reads, *lost, said or "-", f"{len(found['moves alone'])} of {n_routes}"])
-    return table(["head", "query→key of the largest weight", "points lost, mean", "points, zeros",
-                  "says the carry: T / H / Th", "routes it moves alone"], rows)
-
-def in_columns(weights, queries, shift):
-    """The least weight that the queries {row: column} give to the two digits of a column."""
-    return min(weights[row][k + shift] + weights[row][k + shift + 4] for row, k in queries.items())
-
-def seeds():
-    attention, heads, pruning = [load(f"addition/head_analysis/{name}.json")
-                                 for name in ("attention", "heads", "pruning")]
-    rows = []
-    for seed, found in pruning.items():
-        joins, reads_lower = {}, {}
-        for head, w in attention[seed].items():
+    for seed in SEEDS:
+        joins, lower = {}, {}
+        for head, w in of_seed(seed, "head_analysis/attention").items():
             if head.startswith("enc"):  # rows and columns Ha Ta Ua + Hb Tb Ub
-                joins[head] = in_columns(w, {0: 0, 1: 1, 2: 2, 4: 0, 5: 1, 6: 2}, 0)
-                reads_lower[head] = in_columns(w, {0: 0, 1: 1, 4: 0, 5: 1}, 1)
+                other = {0: [4], 1: [5], 2: [6], 4: [0], 5: [1], 6: [2]}
+                joins[head] = least(w, other, other)
+                lower[head] = least(w, [0, 1, 4, 5], {0: [1, 5], 4: [1, 5], 1: [2, 6], 5: [2, 6]})
             if head.startswith("cross"):  # rows Th H T U
-                reads_lower[head] = in_columns(w, {1: 0, 2: 1}, 1)
-        moved = {head: len(row["moves alone"]) for head, row in heads[seed].items()}
-        routes = {route for row in heads[seed].values() for route in row["moves alone"]}
-        most = max(moved, key=moved.get)
-        rows.append([seed])
-        for found_heads in (joins, reads_lower):
-            head = max(found_heads, key=found_heads.get)
-            rows[-1].append(f"{head} ({found_heads[head]:.2f})")
-        rows[-1] += [f"{most} ({moved[most]})", len(routes)]
-        for count in (len(found["removable_alone"]), found["prunable"]):
-            rows[-1].append(f"{count} ({percent(count / len(moved), 0)}%)")
-        rows[-1].append(found["wrong_without_those"])
-    return table(["model seed", "joins columns", "reads the next lower", "moves most routes",
-                  "routes", "idle alone", "in turn", "wrong without"], rows)
+                lower[head] = least(w, [1, 2], {1: [1, 5], 2: [2, 6]})
+        row = [seed]
+        for found in (joins, lower):
+            head = max(found, key=found.get)
+            row.append(f"{head} {found[head]:.2f}")
+        rows.append(row)
+    return ["model seed", "encoder, other digit of the column", "next lower column"], rows
 
-def carry_digits():
+def idle():
     rows = []
-    for head, found in load("addition/head_analysis/ablation.json")["1"]["heads"].items():
-        pairs = [found[place] for place in ("tens", "hundreds", "thousands")]
-        if min(min(pair) for pair in pairs) < 0.99:
-            rows.append([head, *(f"{percent(x, 0)} / {percent(y, 0)}" for x, y in pairs)])
-    return table(["head replaced by its mean", "tens right", "hundreds right", "thousands right"],
-                 rows)
+    for seed in SEEDS:
+        found = of_seed(seed, "head_analysis/ablation")
+        norms = found["norm"]
+        idle_norms = [norms[head] for head in found["idle"]]
+        other = [x for head, x in norms.items() if head not in found["idle"]]
+        rows.append([seed, f"{len(idle_norms)} of {len(norms)}", found["wrong_without_idle"],
+                     f"{min(idle_norms):.2f}-{max(idle_norms):.2f}",
+                     f"{min(other):.2f}-{max(other):.2f}"])
+    return ["model seed", "idle", "wrong without", "norm, idle", "norm, others"], rows
 
-def route_seeds():
-    seeds = load("addition/head_analysis/carry.json")
+def who():
     rows = []
-    for route in seeds["1"]:
-        rows.append([route])
-        for found in seeds.values():
-            flip, control = found[route]["flip"], found[route]["control"]
-            more = {head: flip[head] - control[head] for head in flip if ".H" in head}
-            best = max(more, key=more.get)
-            name = best.replace(".L0.", " ")
-            rates = f"{name} {percent(flip[best], 0)} / {percent(control[best], 0)}"
-            rows[-1].append(rates if more[best] > 0.01 else "none")
-    return table(["route", *(f"model seed {seed}" for seed in seeds)], rows)
+    for seed in SEEDS:
+        for column, found in of_seed(seed, "head_analysis/brings")["who"].items():
+            row = [seed, column]
+            for what in ("carry", "column"):
+                best = found.get(what)
+                row.append(f"{best['group']} {percent(best[what])}" if best else "-")
+            rows.append(row)
+    return ["model seed", "digit", "carry (%)", "column (%)"], rows
 
-# ---- Sorting -------------------------------------------------------------------------------------
+def nines():
+    brings = of_seed(1, "head_analysis/brings")
+    rows = []
+    for column in ("tens", "hundreds"):
+        best = brings["who"][column]["carry"]
+        head, (pair, fraction) = best["group"], best["more"]
+        no_nines = brings["no nines"][column][head]["carry"]
+        row = [column, head, percent(best["carry"]), percent(no_nines)]
+        rows.append([*row, f"{pair.replace(head, '').strip(' +')} {percent(fraction)}"])
+    return ["carry into", "head", "all pairs", "first is no nine", "with one more head"], rows
 
-def setting_rows(cells_of):
-    """A row per setting and encoding: their names, and what cells_of(its results) returns."""
+def bits():
+    rows = []
+    for seed in SEEDS:
+        for column, found in of_seed(seed, "head_analysis/brings")["one_bit"].items():
+            controls = [percent(found[x] / 40_000) for x in ("no bit", "bits of other problems")]
+            rows.append([seed, column, found["head"], found["wrong"], *controls])
+    return ["model seed", "carry into", "head", "wrong of 810,000", "no bit, %", "other bits, %"], rows
+
+def confirmed():
+    """Over the models of tests.confirm: who brings the carry into the tens."""
+    ways = collections.Counter()
+    models = lines_of("addition/confirm.json")
+    for found in models:
+        best = found["who"]["tens"]["carry"]
+        stages = [head.split(".")[0] for head in best["group"].split(" + ")]
+        ways[" + ".join(stages) if best["carry"] >= 0.9 else "more heads"] += 1
+    return ["carry into the tens by", "of 40 models"], [[way, n] for way, n in ways.most_common()]
+
+# ---- Sorting -------------------------------------------------------------------------
+
+def lengths():
     results = load("sorting/extrapolation/extrapolation_results.json")
     rows = []
-    for setting, name in SETTINGS.items():
-        for pe in sort.ENCODINGS:
-            if f"sorting/{pe}{setting}" in results:
-                rows.append([name, pe, *cells_of(results[f"sorting/{pe}{setting}"])])
-    return rows
-
-def extrapolation():
-    def cells_of(found):
-        return [f"{percent(row['mean'])} ± {percent(row['std'])}" for row in found.values()]
-    lengths = ["8-16", "16", "32", "64", "128", "256"]
-    return table(["setting", "encoding", *lengths], setting_rows(cells_of))
-
-def short():
-    rows = {pe: [pe] for pe in sort.ENCODINGS}
-    def cells_of(found):
-        return [percent(found[length]["mean"], 0) for length in ("16", "32", "256")]
-    for setting, pe, *cells in setting_rows(cells_of):
-        if "random" not in setting:
-            rows[pe] += cells
-    head = ["encoding", "no mask, 16", "32", "256", "causal mask, 16", "32", "256"]
-    return table(head, rows.values())
-
-def kinds():
-    rows = setting_rows(lambda found: [percent(x, 0) for x in found["256"]["recall"].values()])
-    names = [kind.replace("_", " ") for kind in sort.UNSORTED]
-    return table(["setting", "encoding", "sorted", *names], rows)
+    for pe in sort.ENCODINGS:
+        row = [pe]
+        for end in ("", "-causal"):
+            for length in ("8-16", "32", "256"):
+                row.append(percent(mean(x["accuracy"] for x in results[pe + end][length])))
+        rows.append(row)
+    head = ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"]
+    return head, rows
 
 def analysis(name):
     return load("sorting/analysis/analysis.json")[name]
 
-def positions():
+def waves():
+    grids = analysis("waves")
     rows = []
-    for folder, ways in analysis("positions").items():
-        name = folder.removeprefix("sorting/").replace("-random-start-", ", ")
-        for way, found in ways.items():
-            if "above" in way and folder != EARLY:
-                continue
-            means = [percent(mean(column), 0) for column in zip(*found["accuracy"])]
-            means += (len(sort.POSITIONS) - len(means)) * ["-"]
-            shown = [means[sort.POSITIONS.index(start)] for start in STARTS]
-            rows.append([name, way, *shown])
-    return table(["trained on", "waves", *(f"{start:,}" for start in STARTS)], rows)
+    for i, start in enumerate(sort.STARTS):
+        cells = [spread([grid[i][j] for grid in grids]) for j in range(len(sort.STARTS))]
+        rows.append([f"slow from {start:,}", *cells])
+    return ["", *(f"fast from {start:,}" for start in sort.STARTS)], rows
+
+def starts():
+    rows = [spread(column) for column in zip(*analysis("starts"))]
+    return ["start", *map(str, sort.STARTS[:4])], [["learned", *rows]]
+
+def parts():
+    found = analysis("parts")
+    return ["", "range"], [[name, spread([row[name] for row in found])] for name in found[0]]
+
+def experiments(*names):
+    """Rows of experiments: ranges of accuracy over model seeds by length."""
+    rows = []
+    for name in names:
+        for way, row in analysis(name).items():
+            rows.append([name, way.replace("_", " "), *map(spread, row.values())])
+    return rows
 
 def long():
-    rows = []
-    for folder, found in analysis("long").items():
-        row = [folder.removeprefix("sorting/").replace("-", " ")]
-        for way in ("late", "as it is", "held", "window", "log n"):
-            values = found.get(way)
-            spread = values and f"{percent(min(values), 0)}-{percent(max(values), 0)}"
-            row.append(f"{percent(mean(values))} ({spread})" if values else "-")
-        rows.append(row)
-    return table(["model", "16 from 240", "256 as it is", "256 held", "256, window of 16",
-                  "256, log n"], rows)
+    head = ["encoding", "experiment", *analysis("sinusoidal")["same"]]
+    return head, experiments("sinusoidal", "learned")
 
-def rendered(text):
-    """The document with every table made anew."""
-    return BLOCK.sub(lambda m: f"<!-- table: {m[1]} -->\n{globals()[m[1]]()}<!-- end -->", text)
+def far():
+    return ["encoding", "experiment", "1,024", "4,096"], experiments("far", "far, alibi")
+
+def causal():
+    rows = experiments(*(f"{pe}-causal" for pe in sort.CAUSAL))
+    return ["model", "experiment", "8-16", "256"], [[*row[:3], row[-1]] for row in rows]
+
+def swaps():
+    rows = []
+    for pe in ("alibi", "none"):
+        found = analysis(f"swaps, {pe}")
+        for length in ("16", "256"):
+            cells = [spread([x[length][name] for x in found]) for name in found[0][length]]
+            rows.append([pe, length, *cells])
+    return ["encoding", "numbers", *found[0]["16"]], rows
+
+# ---- Where they go -------------------------------------------------------------------
+
+def markdown(head, rows):
+    rows = [[str(cell) for cell in row] for row in (head, *rows)]
+    # The PDF takes the widths of its columns from the dashes.
+    dashes = ["-" * max(8, *map(len, column)) for column in zip(*rows)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (rows[0], dashes, *rows[1:]))
+
+def comment(head, rows):
+    rows = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths)).rstrip() for row in rows]
+    return "".join(f"#     {line}\n" for line in lines)
+
+def rendered(name):
+    """A document or script with every table made anew."""
+    pattern, form = (IN_SCRIPT, comment) if name in SCRIPTS else (IN_DOCUMENT, markdown)
+    text = (TOP / name).read_text()
+    return pattern.sub(lambda found: found[1] + form(*globals()[found[2]]()), text)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    for name in DOCUMENTS + SCRIPTS:
+        (TOP / name).write_text(rendered(name))
 
 if __name__ == "__main__":
-    for document in DOCUMENTS:
-        path = TOP / document
-        path.write_text(rendered(path.read_text()))
+    main()
