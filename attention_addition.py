@@ -29,7 +29,7 @@ import random
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -592,17 +592,6 @@ def measure_norms(model, problems):
         norms[head] = added.norm(dim=-1).mean().item()
     return norms
 
-def draw_ablation(table, baseline, title):
-    """Draw the accuracy that is lost without each head, a row per head."""
-    fig, ax = common.subplots(height=4)
-    for kind, marker in zip(table, "os^"):
-        lost = [100 * (baseline - x) for x in table[kind].values()]
-        ax.plot(lost, list(table[kind]), marker, label=f"{kind} ablation", alpha=0.7)
-    ax.set(title=title, xlabel="accuracy lost (points)")
-    ax.grid(axis="y")
-    ax.legend()
-    return fig
-
 # 6c. What does each head bring?
 # By hand, a digit is the sum of its column plus the carry that arrives, modulo ten. Do
 # different heads bring the two? Run the model on one problem, but with the output that
@@ -810,10 +799,8 @@ def train_and_save(config, data, path):
     elif log["test_accuracy"] >= 0.99 and config.num_digits <= 3:
         log["wrong"] = count_wrong(model, all_problems(config.num_digits))
         print(f"{name}: {log['wrong']:,} of all problems wrong", flush=True)
-    common.save_json(path.with_name("training_log.json"), {"config": asdict(config), **log})
-    fig = common.draw_training(log["history"], math.log(10), name)
-    common.save_figure(path.with_name("training_curves.png"), fig)
-    common.save_model(path, model)  # last: no model is without its log
+    title = f"{name}: {log['test_accuracy']:.1%} of the test problems right"
+    common.save_training(path, model, log, math.log(10), title)
 
 def load(path, typed={}):
     """Return the model in a file that --mode train has written."""
@@ -847,10 +834,8 @@ def look_inside(model, data, folder):
     for column, row in who.items():
         for what, found in row.items():
             print(f"{column}: {found['group']} brings the {what} in {found[what]:.0%} of the pairs")
-    seed = f"model seed {model.config.model_seed}"
-    title = f"{len(idle)} of {len(weights)} heads cost at most one point ({seed})"
-    common.save_figure(folder / "head_analysis/ablation.png", draw_ablation(table, right, title))
-    fig = draw_interchange(brought, f"What does a head bring from another problem? ({seed})")
+    title = f"What does a head bring from another problem? (model seed {model.config.model_seed})"
+    fig = draw_interchange(brought, title)
     common.save_figure(folder / "head_analysis/brings.png", fig)
     for a, b in EXAMPLES if n == 3 else []:
         path = folder / f"attention_patterns/example_{a}+{b}.png"

@@ -153,6 +153,12 @@ def draw_training(history, guess, title):
     left.set(yscale="log", ylabel="cross-entropy (nats); line: guessing")
     return fig
 
+def save_training(path, model, log, guess, title):
+    """Write log and curves beside a model, and the model last: none is without its log."""
+    save_json(path.with_name("training_log.json"), {"config": asdict(model.config), **log})
+    save_figure(path.with_name("training_curves.png"), draw_training(log["history"], guess, title))
+    save_model(path, model)
+
 def flags(Config, modes, doc):
     """A parser: what to do and where, and a flag for each field of Config, with its comment."""
     parser = argparse.ArgumentParser(usage="%(prog)s [questions] [flags]; --help lists them",

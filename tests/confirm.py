@@ -12,6 +12,7 @@ Two trainings side by side. Writes a file a pair into DIR (scratch), and all of 
 DIR/addition/confirm.json or DIR/sorting/confirm.json; ours are in out/reference.
 """
 import argparse
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -39,13 +40,13 @@ def confirm_adder(data_seed, model_seed, path):
 
 def confirm_sorter(data_seed, model_seed, path):
     """Train one sinusoidal model and run its experiments."""
-    (config,) = sort.settings({"pe": "sinusoidal", "random_start": True}, 1)
+    (config,) = sort.settings({"pe": "sinusoidal", "random_start": True})
     config = replace(config, seed=data_seed, model_seed=model_seed)
     data = sort.make_data(config)
     lists = {str(n): data[f"extrapolation/{n}"] for n in sort.LONG}
     model, _ = sort.train(config, data)
     found = {"seeds": [data_seed, model_seed], "grid": sort.measure_waves(model, lists["16"]),
-             "long": sort.measure([model], lists, sort.WAYS)}
+             "long": sort.measure(model, lists, [copy.copy, sort.window, sort.kept, sort.both])}
     common.save_json(path, found)
 
 def main():

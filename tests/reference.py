@@ -2,11 +2,17 @@
 import torch
 import torch.nn as nn
 
+from attention_addition import heads_of
+
+def gradient(output, inputs):
+    return torch.autograd.grad(output.norm(), inputs)
+
 def torch_attention(ours):
     """An nn.MultiheadAttention that computes what our MultiHeadAttention does."""
-    theirs = nn.MultiheadAttention(ours.query.in_features, ours.n_head, batch_first=True)
-    theirs.to(ours.query.weight.dtype)
-    three = [ours.query.weight, ours.key.weight, ours.value.weight]
+    w = ours.query.weight
+    theirs = nn.MultiheadAttention(len(w), ours.n_head,
+                                   batch_first=True, dtype=w.dtype)
+    three = [w, ours.key.weight, ours.value.weight]
     with torch.no_grad():
         theirs.in_proj_weight.copy_(torch.cat(three))
         theirs.out_proj.weight.copy_(ours.output.weight)
@@ -14,7 +20,8 @@ def torch_attention(ours):
 
 def torch_layer(kind, config, block):
     """A layer of torch.nn.Transformer, pre-norm, with the weights that both kinds have."""
-    layer = kind(config.d_model, config.n_head, config.d_ff, 0, batch_first=True, norm_first=True)
+    layer = kind(config.d_model, config.n_head, config.d_ff, dropout=0,
+                 batch_first=True, norm_first=True)
     layer.self_attn = torch_attention(block.self_attention)
     layer.norm1 = block.norm_self
     layer.linear1, _, layer.linear2 = block.feed_forward
@@ -22,15 +29,15 @@ def torch_layer(kind, config, block):
 
 def torch_logits(ours, source, target):
     """What an Adder computes, by the layers of torch.nn.Transformer."""
-    start = torch.full_like(target[:, :1], 11)
-    answer = torch.cat([start, target[:, :-1]], dim=1)
+    answer = target.roll(1, 1)
+    answer[:, 0] = 11
     x = ours.token_embedding(source) + ours.source_position.weight
     y = ours.token_embedding(answer) + ours.target_position.weight
     for block in ours.encoder:
         layer = torch_layer(nn.TransformerEncoderLayer, ours.config, block)
         layer.norm2 = block.norm_ff
         x = layer(x)
-    hidden = torch.ones(y.shape[1], y.shape[1]).triu(1).bool()
+    hidden = torch.ones(3, 3).triu(1).bool()
     for block in ours.decoder:
         layer = torch_layer(nn.TransformerDecoderLayer, ours.config, block)
         layer.multihead_attn = torch_attention(block.cross_attention)
@@ -39,18 +46,18 @@ def torch_logits(ours, source, target):
         y = layer(y, ours.encoder_norm(x), tgt_mask=hidden)
     return ours.to_logits(ours.decoder_norm(y))
 
-GROUPS = {"nothing": ["dec.L0.H0"], "carry": ["enc.L0.H0", "enc.L0.H1"], "column": ["enc.L0.H2"],
-          "both": ["enc.L0.H3"]}  # and what they bring in this made-up run():
+GROUPS = {"nothing": ["dec.L0.H0"], "carry": ["enc.L0.H0"], "column": ["enc.L0.H2"],
+          "both": ["enc.L0.H3"]}  # what the heads of made_up_run() bring
 
 def made_up_run(model, problems, replace={}):
-    """Each head puts out the whole problem. One brings the carry if there is a nine, one if not."""
+    """Like run(). A head puts out the problem. Into a nine, enc.L0.H1 brings the carry."""
     both = replace.get("enc.L0.H3", problems)
     upper = replace.get("enc.L0.H2", both)
     nine = (problems // 10 % 10).sum(1, keepdim=True) == 9
-    lower = torch.where(nine, replace.get("enc.L0.H1", both), replace.get("enc.L0.H0", both))
+    if_nine = replace.get("enc.L0.H1", both)
+    lower = torch.where(nine, if_nine, replace.get("enc.L0.H0", both))
     answer = []
     for power in (100, 10, 1):
         mixed = upper // power * power + lower % power  # digits of two problems
         answer.append(mixed.sum(1) // power % 10)
-    heads = [f"{stage}.L0.H{h}" for stage in ("enc", "dec", "cross") for h in range(4)]
-    return torch.stack(answer, 1), None, dict.fromkeys(heads, problems)
+    return torch.stack(answer, 1), None, dict.fromkeys(heads_of(model), problems)

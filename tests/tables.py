@@ -52,12 +52,14 @@ def spread(values, digits=0):
 
 # ---- Addition ------------------------------------------------------------------------
 
-def of_seed(seed, name):
-    folder = "addition" if seed == 1 else f"addition/seed{seed}"
-    return load(f"{folder}/{name}.json")
+def adders(name):
+    """{model seed: what a file of the adder's results holds}."""
+    folders = ["addition", *(f"addition/seed{seed}" for seed in SEEDS[1:])]
+    return {seed: load(f"{folder}/{name}.json") for seed, folder in zip(SEEDS, folders)}
 
 def errors():
-    return ["model seed", *SEEDS], [["wrong", *(of_seed(s, "training_log")["wrong"] for s in SEEDS)]]
+    wrong = [log["wrong"] for log in adders("training_log").values()]
+    return ["model seed", *SEEDS], [["wrong", *wrong]]
 
 def least(weights, queries, keys):
     """The least weight that queries give to the keys of each: {query: [key, ...]}."""
@@ -65,9 +67,9 @@ def least(weights, queries, keys):
 
 def reads():
     rows = []
-    for seed in SEEDS:
+    for seed, attention in adders("head_analysis/attention").items():
         joins, lower = {}, {}
-        for head, w in of_seed(seed, "head_analysis/attention").items():
+        for head, w in attention.items():
             if head.startswith("enc"):  # rows and columns Ha Ta Ua + Hb Tb Ub
                 other = {0: [4], 1: [5], 2: [6], 4: [0], 5: [1], 6: [2]}
                 joins[head] = least(w, other, other)
@@ -83,8 +85,7 @@ def reads():
 
 def idle():
     rows = []
-    for seed in SEEDS:
-        found = of_seed(seed, "head_analysis/ablation")
+    for seed, found in adders("head_analysis/ablation").items():
         norms = found["norm"]
         idle_norms = [norms[head] for head in found["idle"]]
         other = [x for head, x in norms.items() if head not in found["idle"]]
@@ -95,17 +96,17 @@ def idle():
 
 def who():
     rows = []
-    for seed in SEEDS:
-        for column, found in of_seed(seed, "head_analysis/brings")["who"].items():
+    for seed, brings in adders("head_analysis/brings").items():
+        for column in ("tens", "hundreds"):
             row = [seed, column]
             for what in ("carry", "column"):
-                best = found.get(what)
-                row.append(f"{best['group']} {percent(best[what])}" if best else "-")
+                best = brings["who"][column][what]
+                row.append(f"{best['group']} {percent(best[what])}")
             rows.append(row)
     return ["model seed", "digit", "carry (%)", "column (%)"], rows
 
 def nines():
-    brings = of_seed(1, "head_analysis/brings")
+    brings = adders("head_analysis/brings")[1]
     rows = []
     for column in ("tens", "hundreds"):
         best = brings["who"][column]["carry"]
@@ -117,8 +118,8 @@ def nines():
 
 def bits():
     rows = []
-    for seed in SEEDS:
-        for column, found in of_seed(seed, "head_analysis/brings")["one_bit"].items():
+    for seed, brings in adders("head_analysis/brings").items():
+        for column, found in brings["one_bit"].items():
             controls = [percent(found[x] / 40_000) for x in ("no bit", "bits of other problems")]
             rows.append([seed, column, found["head"], found["wrong"], *controls])
     return ["model seed", "carry into", "head", "wrong of 810,000", "no bit, %", "other bits, %"], rows
@@ -135,55 +136,79 @@ def confirmed():
 
 # ---- Sorting -------------------------------------------------------------------------
 
+def sorters(name):
+    """[what a file of the sorter's results holds, of each model seed]."""
+    folders = ["sorting", *(f"sorting/seed{seed}" for seed in SEEDS[1:])]
+    return [load(f"{folder}/{name}.json") for folder in folders]
+
+def extrapolation():
+    return sorters("extrapolation/extrapolation_results")
+
+def analysis(name):
+    return [found[name] for found in sorters("analysis/analysis")]
+
 def lengths():
-    results = load("sorting/extrapolation/extrapolation_results.json")
     rows = []
     for pe in sort.ENCODINGS:
         row = [pe]
-        for end in ("", "-causal"):
+        for name in (pe, f"{pe}-causal"):
             for length in ("8-16", "32", "256"):
-                row.append(percent(mean(x["accuracy"] for x in results[pe + end][length])))
+                values = [seed[name][length]["accuracy"] for seed in extrapolation()]
+                row.append(percent(mean(values)))
         rows.append(row)
     head = ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"]
     return head, rows
 
-def analysis(name):
-    return load("sorting/analysis/analysis.json")[name]
+def mirror():
+    recalls = [seed["alibi"]["8-16"]["recall"] for seed in extrapolation()]
+    rows = [spread([recall[kind] for recall in recalls]) for kind in recalls[0]]
+    return [kind.replace("_", " ") for kind in recalls[0]], [rows]
 
 def waves():
-    grids = analysis("waves")
     rows = []
     for i, start in enumerate(sort.STARTS):
-        cells = [spread([grid[i][j] for grid in grids]) for j in range(len(sort.STARTS))]
+        cells = [spread([grid[i][j] for grid in analysis("waves")]) for j in range(6)]
         rows.append([f"slow from {start:,}", *cells])
     return ["", *(f"fast from {start:,}" for start in sort.STARTS)], rows
 
 def starts():
     rows = [spread(column) for column in zip(*analysis("starts"))]
-    return ["start", *map(str, sort.STARTS[:4])], [["learned", *rows]]
+    return ["start", *map(str, sort.STARTS[:4])], [["right", *rows]]
 
 def parts():
     found = analysis("parts")
-    return ["", "range"], [[name, spread([row[name] for row in found])] for name in found[0]]
+    return ["slow waves", "range"], [[x, spread([row[x] for row in found])] for x in found[0]]
 
-def experiments(*names):
-    """Rows of experiments: ranges of accuracy over model seeds by length."""
+def experiments(key, name):
+    """Rows of experiments of a model: ranges of accuracy over model seeds by length."""
+    seeds = analysis(key)
     rows = []
-    for name in names:
-        for way, row in analysis(name).items():
-            rows.append([name, way.replace("_", " "), *map(spread, row.values())])
+    for way in seeds[0]:
+        cells = [spread([found[way][n] for found in seeds]) for n in seeds[0][way]]
+        rows.append([name, way.replace("_", " "), *cells])
     return rows
 
+def as_it_is(setting, name):
+    seeds = [found[setting] for found in extrapolation()]
+    cells = [spread([found[n]["accuracy"] for found in seeds]) for n in seeds[0]]
+    return [name, "as it is", *cells]
+
 def long():
-    head = ["encoding", "experiment", *analysis("sinusoidal")["same"]]
-    return head, experiments("sinusoidal", "learned")
+    rows = []
+    for pe in ("sinusoidal", "learned"):
+        rows += [as_it_is(f"{pe}-random-start", pe), *experiments(pe, pe)]
+    return ["encoding", "experiment", "8-16", *map(str, sort.LONG)], rows
 
 def far():
-    return ["encoding", "experiment", "1,024", "4,096"], experiments("far", "far, alibi")
+    rows = [*experiments("far", "sinusoidal"), *experiments("far, alibi", "alibi, causal")]
+    return ["encoding", "experiment", "1,024", "4,096"], rows
 
 def causal():
-    rows = experiments(*(f"{pe}-causal" for pe in sort.CAUSAL))
-    return ["model", "experiment", "8-16", "256"], [[*row[:3], row[-1]] for row in rows]
+    rows = []
+    for pe in sort.CAUSAL:
+        for row in (as_it_is(f"{pe}-causal", pe), *experiments(f"{pe}-causal", pe)):
+            rows.append([*row[:3], row[-1]])
+    return ["encoding", "experiment", "8-16", "256"], rows
 
 def swaps():
     rows = []
@@ -193,6 +218,16 @@ def swaps():
             cells = [spread([x[length][name] for x in found]) for name in found[0][length]]
             rows.append([pe, length, *cells])
     return ["encoding", "numbers", *found[0]["16"]], rows
+
+def fresh():
+    """The grid and the experiments on the fresh seeds of tests.confirm."""
+    models = lines_of("sorting/confirm.json")
+    halves = []
+    for rows in (slice(0, 3), slice(3, 6)):
+        halves.append(spread([x for m in models for row in m["grid"][rows] for x in row]))
+    cells = [spread([m["long"][way]["256"] for m in models]) for way in models[0]["long"]]
+    head = ["models", "slow waves within", "slow waves beyond", *models[0]["long"]]
+    return [x.replace("copy", "as it is, 256") for x in head], [[len(models), *halves, *cells]]
 
 # ---- Where they go -------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """out/explorer.html against PyTorch in Node, and as a user sees it, in headless Chromium."""
 import itertools
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ REFERENCE = TOP / "out/reference"
 ADDER = add.load(REFERENCE / "addition/best_model.pth")
 PAGE = (TOP / "out/explorer.html").read_text("utf-8")
 MODELS = re.search(r'<script id="models">\n(.*?)</script>', PAGE, re.DOTALL)[1]
+WAYS = [sort.same, sort.window, sort.kept, sort.both]
 NODE, BROWSER = shutil.which("node"), shutil.which("chromium")
 IN_NODE = """
 const read = (file) => require("fs").readFileSync(file, "utf8");
@@ -27,36 +27,36 @@ const adder = readModel(eval(read("addition/model.js")).addition);
 const answers = problems.map(([a, b]) => +answerAdder(adder, a, b).digits.join(""));
 const logits = changes.map(([head, x]) => problems.slice(0, 100).map(([a, b]) =>
   [...runAdder(adder, a, b, { [head]: x && Float32Array.from(x.flat(2)) }).logits]));
-const ask = (model) => cases.map((given) => lists.map((x) => runSorter(model, x, ...given).logit));
-const sorters = Object.values(eval(read("sorting/models.js"))).map(readModel).map(ask);
-console.log(JSON.stringify([answers, logits, sorters]));"""
+const sorters = Object.values(eval(read("sorting/models.js"))).map(readModel).map((model) =>
+  cases.map(([start, i]) => lists.map((x) => runSorter(model, x, start, i > 1, i % 2 > 0).logit)));
+console.log(JSON.stringify([answers, logits, sorters]));
+"""
 IN_BROWSER = """<script>
-const errors = [], H2 = "[name='cross.L0.H2']";
-onerror = console.error = (x) => errors.push(x);
+const errors = [], H2 = "[name='cross.L0.H2']"; onerror = console.error = (x) => errors.push(x);
 const press = (...buttons) => buttons.forEach((button) => document.querySelector(button).click());
 const type = (id, value) =>
   Object.assign($(id), { value }).dispatchEvent(new Event("input", { bubbles: true }));
-const steps = { opened: () => 0, bad1: () => type("list", "3 100"),
-  long: () => [type("length", 256), press("#sinusoidal-random-start")] };  // with a box checked
-for (const start of [0, 1000]) ["same", "window", "both", "kept"].forEach((way, i) =>
-  steps[`${way} ${start}`] = () => [type("start", start), press(["#kept", "#window"][i % 2])]);
-Object.assign(steps, { unknown: () => [sorter.models.none.config.pe = "x", press("#none")],
+const steps = { linked: () => 0, moved: () => type("start", 10), bad1: () => type("list", "3 100"),
+  window: () => [type("length", 256), type("start", 0), press("#sinusoidal-random-start")],
+  both: () => press("#kept"), kept: () => press("#window"), same: () => press("#kept"),
+  unknown: () => [sorter.models.none.config.pe = "x", press("#none")],
   "142+259": () => press("#adder-tab"), bad2: () => type("b", "1234"),
-  "142+159 off": () => [type("b", "159"), press(H2 + "[value=off]")],
-  "142+159 mean": () => press(H2 + "[value=mean]"), "142+159 idle": () => press("[data-off=idle]"),
+  "142+159 mean": () => [type("b", "159"), press(H2 + "[value=mean]")],
+  "142+159 idle": () => press("[data-off=idle]"),
   "142+256 patch": () => press("[data-other='142+259']", "[data-off]", H2 + "[value=patch]"),
-  "199+801 link": () => location.hash = "adder/199+801/off=cross.L0.H2" });
-const claims = { opened: /says sorted.*kept,4/, "same 0": /wrong.*,1/, "window 0": /wrong/,
-  "kept 0": /wrong/, "both 0": /right/, bad1: /Type 2/, unknown: /not know.*,0/, bad2: /Type two/ };
+  "199+801 off": () => location.hash = "adder/199+801/off=cross.L0.H2" };
+const claims = { linked: /says sorted .*: right.*window,4/, moved: /: wrong.*start=10/,
+  window: /: wrong.*,1/, both: /: right/, kept: /: wrong/, same: /: wrong/,
+  bad1: /Type 2/, unknown: /does not know the encoding of none.*,0/, bad2: /Type two/ };
 onload = async () => {
   for (const step in steps) {
     steps[step]();
     await new Promise((done) => setTimeout(done, 6000));
     const shown = [...document.querySelectorAll(".result, .bad")].map((x) => x.textContent);
     steps[step] = `${[...shown, location.hash, $("sorter-heads").children.length]}`;
-    if (!steps[step].match(claims[step])) errors.push(step);
+    if (!steps[step].match(claims[step])) errors.push(step, steps[step]);
   }
-  document.body.textContent = JSON.stringify([steps, sorter.numbers, adder.problems, errors]);
+  document.body.textContent = JSON.stringify([steps, adder.problems, errors]);
 };
 </script>"""
 
@@ -71,8 +71,8 @@ class Explorer(unittest.TestCase):
         problems, changes = add.random_problems(3, 2000), []
         for head, x in add.run(ADDER, problems)[2].items():
             changes += [(head, 0), (head, x.mean(0, True)), (head, x[:1])]
-        lists, _ = sort.draw_data(random.Random(0), 10, [40], set())
-        cases = [*itertools.product([0, 130, 472], [False, True], [False, True])]
+        lists = problems.view(100, 40)[:10] % 100
+        cases = [*itertools.product([0, 130, 472], range(4))]  # start, one of WAYS
         given = json.dumps([problems, changes, lists, cases], default=torch.Tensor.tolist)
         found = subprocess.check_output([NODE, "-e", MODELS + IN_NODE], cwd=REFERENCE, text=True,
                                         input=given)
@@ -84,11 +84,10 @@ class Explorer(unittest.TestCase):
             self.assertLess((found - expected).abs().max(), 1e-3, head)
         models = map(sort.load, sorted(REFERENCE.glob("sorting/*/best_model.pth")))
         for model, logits in zip(models, sorters):
-            waves = model.config.pe == "sinusoidal"
-            for (start, kept, window), found in zip(cases, torch.tensor(logits)):
-                change = sort.WAYS[2 * (kept and waves) + window]
-                error = model(lists, start, change(model.encoding)) - found
-                self.assertLess(error.abs().max(), 1e-3, (model.config, start, change))
+            for (start, i), found in zip(cases, torch.tensor(logits)):
+                change = WAYS[i if model.config.pe == "sinusoidal" else i % 2]
+                expected = model(lists, start, change(model.encoding))
+                self.assertLess((found - expected).abs().max(), 1e-3, model.config)
 
     @unittest.skipUnless(BROWSER, "chromium is not installed")
     def test_page_in_a_browser(self):
@@ -98,27 +97,19 @@ class Explorer(unittest.TestCase):
             shutil.copytree(REFERENCE, out, ignore=shutil.ignore_patterns("*.js", "seed*"))
             run("tests/page.py", str(out))
             command = [BROWSER, "--headless=new", "--no-sandbox", "--virtual-time-budget=200000",
-                       "--dump-dom", page.as_uri() + "#sorter//kept"]
+                       "--dump-dom", page.as_uri() + "#sorter//open=sinusoidal/window"]
             seen = subprocess.check_output(command, stderr=subprocess.DEVNULL).decode()
-        seen = re.search("<body>(.*)</body>", seen)[1]
-        steps, numbers, problems, errors = json.loads(seen)
+        steps, problems, errors = json.loads(re.search("<body>(.*)</body>", seen)[1])
         self.assertEqual(errors, [])
-        model = sort.load(REFERENCE / "sorting/sinusoidal-random-start/best_model.pth")
-        for way, start in itertools.product(sort.WAYS, [0, 1000]):
-            logit = model(torch.tensor([numbers]), start, way(model.encoding))
-            p = logit.sigmoid().item()
-            says = f"sorted {p:.3f}: right" if p > 0.5 else f"unsorted {1 - p:.3f}: wrong"
-            self.assertIn(f"random-start says {says}", steps[f"{way.__name__} {start}"])
         h2, problems = "cross.L0.H2", torch.tensor(problems)
+        mean = add.run(ADDER, problems)[2][h2].mean(0, True)
+        patch = add.run(ADDER, [(142, 259)])[2][h2]
         idle = json.loads((REFERENCE / "addition/head_analysis/ablation.json").read_text())["idle"]
-        changes = {"142+259": {}, "142+159 off": {h2: 0}, "199+801 link": {h2: 0},
-                   "142+159 mean": {h2: add.run(ADDER, problems)[2][h2].mean(0, True)},
-                   "142+256 patch": {h2: add.run(ADDER, [(142, 259)])[2][h2]},
-                   "142+159 idle": dict.fromkeys(idle, 0)}
+        changes = {"142+259": {}, "142+159 mean": {h2: mean}, "142+256 patch": {h2: patch},
+                   "142+159 idle": dict.fromkeys(idle, 0), "199+801 off": {h2: 0}}
         for step, change in changes.items():
             a, b = map(int, step[:7].split("+"))
             with add.replaced(ADDER, change):
                 answer = add.solve(ADDER, [(a, b)])[0]
-            counted = {} if "patch" in step else change  # a patch belongs to one problem
-            right = round(500 * add.accuracy(ADDER, problems, counted))
+            right = round(500 * add.accuracy(ADDER, problems, {} if "patch" in step else change))
             self.assertRegex(steps[step], f"{a}.{b}: the model answers {answer},.* {right} of 500")
