@@ -95,8 +95,9 @@ def tokenize(problems, num_digits):
     """Turn pairs of numbers [(a, b), ...] into source (N, 2n+1) and target (N, n+1)."""
     a, b = torch.as_tensor(problems).T
     plus = torch.full_like(a, PLUS)
-    source = torch.stack([*to_digits(a, num_digits), plus, *to_digits(b, num_digits)], dim=1)
-    return source, torch.stack(to_digits(a + b, num_digits + 1), dim=1)
+    source = [*to_digits(a, num_digits), plus, *to_digits(b, num_digits)]
+    target = to_digits(a + b, num_digits + 1)
+    return torch.stack(source, dim=1), torch.stack(target, dim=1)
 
 # a+b and b+a count as one problem, drawn at most once. Otherwise the test would be too
 # easy. A column that sums to ten or more starts a carry. One that sums to nine passes
@@ -143,7 +144,8 @@ def make_data(config):
 def to_records(problems, num_digits):
     """Lines of a data file: {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}."""
     source, target = tokenize(problems, num_digits)
-    return [{"input": x, "target": y} for x, y in zip(source.tolist(), target.tolist())]
+    pairs = zip(source.tolist(), target.tolist())
+    return [{"input": x, "target": y} for x, y in pairs]
 
 def load_data(folder, config):
     """Return {split: problems (N, 2)} from the files in a folder, made if there is none."""
@@ -153,10 +155,10 @@ def load_data(folder, config):
     def make():
         return {split: to_records(x, n) for split, x in make_data(config).items()}
     def read(record):
-        source, target = record["input"], record["target"]
-        a, b = from_digits(source[:n]), from_digits(source[n + 1:])
-        right = [*to_digits(a, n), PLUS, *to_digits(b, n)], to_digits(a + b, n + 1)
-        if (source, target) != right:
+        digits = record["input"]
+        a, b = from_digits(digits[:n]), from_digits(digits[n + 1:])
+        source = [*to_digits(a, n), PLUS, *to_digits(b, n)]
+        if [digits, record["target"]] != [source, to_digits(a + b, n + 1)]:
             raise UserError(f"expected two numbers of {n} digits and their sum")
         return a, b
     data = common.load_records(folder, ["train", "val", "test"], made_with, make, read)
@@ -363,7 +365,7 @@ def solve(model, problems):
     """The model's own answers to problems [(a, b), ...], as a list of numbers."""
     problems = torch.as_tensor(problems)
     low = 10 ** (model.config.num_digits - 1)
-    if problems.shape[1:] != (2,) or not ((low <= problems) & (problems < 10 * low)).all():
+    if not ((low <= problems) & (problems < 10 * low)).all():
         raise UserError(f"expected pairs of numbers from {low} to {10 * low - 1}")
     source, _ = tokenize(problems, model.config.num_digits)
     return from_digits(greedy_decode(model, source).T).tolist()
@@ -372,13 +374,15 @@ def solve(model, problems):
 def is_right(model, problems):
     """Whether each of the problems is answered right, by one teacher-forced pass: (N,)."""
     source, target = tokenize(problems, model.config.num_digits)
-    return (model(source, target).argmax(dim=-1) == target).all(dim=1)
+    answers = model(source, target).argmax(dim=-1)
+    return (answers == target).all(dim=1)
 
 @torch.inference_mode()
 def evaluate(model, problems):
     """The loss, and the fraction of problems (N, 2) answered right by greedy decoding."""
     source, target = tokenize(problems, model.config.num_digits)
-    loss = F.cross_entropy(model(source, target).flatten(0, 1), target.flatten()).item()
+    logits = model(source, target)                               # (N, n+1, 10)
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten()).item()
     right = (greedy_decode(model, source) == target).all(dim=1)  # (N,)
     return loss, right.double().mean().item()
 
@@ -455,10 +459,10 @@ def train(config, data):
                 raise UserError(f"the loss is not finite at step {step}; type a smaller --lr")
             history.append({"step": step, "train_loss": train_loss, "val_loss": val_loss,
                             "val_accuracy": val_accuracy})
-            three = data["val"][:3].tolist()
-            answers = [f"{a}+{b}={c}" for (a, b), c in zip(three, solve(model, three))]
             print(f"seed {config.model_seed} | step {step} | loss {train_loss:.3g} | validation "
-                  f"{val_loss:.3g}, right {val_accuracy:.1%} |", *answers, file=sys.stderr)
+                  f"{val_loss:.3g}, right {val_accuracy:.1%}", file=sys.stderr)
+            for a, b in data["val"][:3].tolist():
+                print(f"    {a}+{b}={solve(model, [(a, b)])[0]}", file=sys.stderr)
             if best is None or (val_accuracy, -val_loss) > best:
                 best = (val_accuracy, -val_loss)
                 weights = copy.deepcopy(model.state_dict())
@@ -587,8 +591,9 @@ def measure_norms(model, problems):
     _, _, outputs = run(model, problems)
     norms = {}
     for head, (attention, h) in heads_of(model).items():
-        d = outputs[head].shape[-1]
-        added = outputs[head] @ attention.output.weight[:, h * d:(h + 1) * d].T  # (N, T, C)
+        d_head = outputs[head].shape[-1]
+        matrix = attention.output.weight.split(d_head, dim=1)[h]  # (C, d_head)
+        added = outputs[head] @ matrix.T                          # (N, T, C)
         norms[head] = added.norm(dim=-1).mean().item()
     return norms
 
@@ -614,14 +619,14 @@ def measure_norms(model, problems):
 # Result (tests.tables: confirmed): python -m tests.confirm adder
 #     TABLE
 #
-# What is missing to 100% in seed 1 are columns that sum to nine, and get a new carry:
+# What is missing to 100% in seed 1 are pairs in which the first column sums to nine:
 #
-# Result (tests.tables: nines): seed 1, percent of the pairs
+# Result (tests.tables: nines): seed 1, carry brought by one head, percent of the pairs
 #     TABLE
 #
-# Whether a carry arrives in a nine is told twice. In the tens enc.L0.H1 tells it too.
-# In the hundreds no second head does, but the decoder reads the digit before: with a
-# carry into a nine it would be one more, and it is that of the first problem.
+# So into a nine the carry is told twice, and the two disagree. In the tens the second
+# is enc.L0.H1. In the hundreds no second head helps. What is left is the digit before:
+# a carry into a nine changes it too, and the decoder reads that of the first problem.
 
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
@@ -662,7 +667,8 @@ def interchange(model, groups, source=1, nines=True):
     _, _, outputs = run(model, problems[source])
     answers = {}
     for group, heads in groups.items():
-        answers[group], _, _ = run(model, first, {head: outputs[head] for head in heads})
+        patch = {head: outputs[head] for head in heads}
+        answers[group], _, _ = run(model, first, patch)      # (N, n+1)
     table = {}
     for k, column in enumerate(COLUMNS[:n + 1]):
         expected = expected_digits(first, second, k, n)
@@ -671,36 +677,45 @@ def interchange(model, groups, source=1, nines=True):
             counts &= x != y                             # the pairs in which all differ
         table[column] = {}
         for group, answer in answers.items():
-            row = {what: (answer[:, -1 - k] == x)[counts].double().mean().item()
-                   for what, x in expected.items()}
-            table[column][group] = {**row, "another digit": 1 - sum(row.values())}
+            row = {}
+            for what, digit in expected.items():
+                fits = answer[:, -1 - k] == digit
+                row[what] = fits[counts].double().mean().item()
+            row["another digit"] = 1 - sum(row.values())
+            table[column][group] = row
     return table
 
-def who_brings(model):
-    """{column: {"carry": row of the head that brings it in 90% of the pairs, or of the best two}}."""
+def groups_of(model):
+    """{name: [head, ...]}: every head, every kind of attention, and every two heads."""
     heads = list(heads_of(model))
     groups = {head: [head] for head in heads}
+    for stage in ("enc", "dec", "cross"):
+        groups[f"all of {stage}"] = [head for head in heads if head.startswith(stage)]
     for g, h in itertools.combinations(heads, 2):
         groups[f"{g} + {h}"] = [g, h]
+    return groups
+
+def who_brings(table):
+    """{column: {"carry": [head, fraction], "column": ...}}; two heads if none reaches 0.9."""
     found = {}
-    for column, rows in interchange(model, groups).items():
+    for column, rows in table.items():
         found[column] = {}
         for what in ("carry", "column"):
-            fraction = {group: row.get(what, 0) for group, row in rows.items()}
-            enough = [head for head in heads if fraction[head] >= 0.9]
-            best = max(enough or fraction, key=fraction.get)
-            more = max((g for g in rows if best in g and g != best), key=fraction.get, default=best)
-            if fraction[best]:  # the units get no carry
-                found[column][what] = {"group": best, **rows[best], "more": [more, fraction[more]]}
+            fraction = {g: row[what] for g, row in rows.items() if what in row and "all" not in g}
+            enough = [g for g in fraction if fraction[g] >= 0.9 and "+" not in g]
+            if fraction:  # no carry arrives in the units
+                best = max(enough or fraction, key=fraction.get)
+                found[column][what] = [best, fraction[best]]
     return found
 
 def draw_interchange(table, title):
-    """Draw what each head brings to each digit: a panel per digit, a bar per head."""
+    """Draw what each head, alone, brings to each digit: a panel per digit, a bar per head."""
     fig, axes = common.subplots(1, len(table), 4.5, sharey=True)
     fig.suptitle(title)
     colors = {"nothing": "0.85", "carry": "#E69F00", "column": "#0072B2", "both": "black",
               "another digit": "white"}
     for ax, (column, rows) in zip(axes, reversed(table.items())):
+        rows = {name: row for name, row in rows.items() if "+" not in name}
         left = np.zeros(len(rows))
         for what, color in colors.items():
             fractions = [row.get(what, 0) for row in rows.values()]
@@ -740,7 +755,8 @@ def one_bit(model, val, head, column, problems, control=None):
             carry = carry.roll(1, dims=0)
         def say(own):
             for t in tokens_of(head, column, model.config.num_digits):
-                yes, no = said[arrives, t].mean(dim=0), said[~arrives, t].mean(dim=0)
+                yes = said[arrives, t].mean(dim=0)               # (d_head,)
+                no = said[~arrives, t].mean(dim=0)
                 if control == "no bit":
                     yes = no = said[:, t].mean(dim=0)
                 own[:, t] = torch.where(carry, yes, no)
@@ -757,7 +773,7 @@ def measure_bits(model, val, who, problems):
     some = random_problems(n, 40_000)
     found = {}
     for k, (column, row) in enumerate(who.items()):
-        head = row["carry"]["group"] if "carry" in row else "none"
+        head, _ = row.get("carry", ("no head", 0))
         if head in heads_of(model) and tokens_of(head, k, n):
             found[column] = {"head": head, "wrong": one_bit(model, val, head, k, problems)}
             for control in ("no bit", "bits of other problems"):
@@ -816,24 +832,23 @@ def look_inside(model, data, folder):
     idle = [head for head in weights if table["zero"][head] >= right - 0.01]
     with replaced(model, dict.fromkeys(idle, 0)):
         wrong = count_wrong(model, problems)
-    groups = {head: [head] for head in weights}
-    for stage in ("enc", "dec", "cross"):
-        groups[f"all of {stage}"] = [head for head in weights if head.startswith(stage)]
+    groups = groups_of(model)
     brought = interchange(model, groups)
-    who = who_brings(model)
+    single = {name: heads for name, heads in groups.items() if "+" not in name}
+    who = who_brings(brought)
     results = {"attention": {head: w.mean(dim=0).tolist() for head, w in weights.items()},
                "ablation": {"accuracy": right, **table, "idle": idle, "wrong_without_idle": wrong,
                             "ranking": sorted(weights, key=table["mean"].get),
                             "norm": measure_norms(model, data["test"])},
-               "brings": {"heads": brought, "who": who,
-                          "unrelated": interchange(model, groups, source=2),
-                          "no nines": interchange(model, groups, nines=False),
+               "brings": {"brought": brought, "who": who,
+                          "unrelated": interchange(model, single, source=2),
+                          "no nines": interchange(model, single, nines=False),
                           "one_bit": measure_bits(model, data["val"], who, problems)}}
     for name, found in results.items():
         common.save_json(folder / f"head_analysis/{name}.json", found)
     for column, row in who.items():
-        for what, found in row.items():
-            print(f"{column}: {found['group']} brings the {what} in {found[what]:.0%} of the pairs")
+        for what, (head, fraction) in row.items():
+            print(f"{column}: {head} brings the {what} in {fraction:.0%} of the pairs")
     title = f"What does a head bring from another problem? (model seed {model.config.model_seed})"
     fig = draw_interchange(brought, title)
     common.save_figure(folder / "head_analysis/brings.png", fig)
@@ -844,8 +859,9 @@ def look_inside(model, data, folder):
 def ask(args, typed):
     """Answer problems, or with --mode analyze draw all heads on them."""
     seed = typed.get("model_seed", 1)
-    ours = path_of(args.out_dir, seed)
-    path = args.model or (ours if ours.exists() else path_of(Path("out/reference"), seed))
+    path = args.model or path_of(args.out_dir, seed)
+    if not path.exists() and not args.model:
+        path = path_of(Path("out/reference"), seed)
     print(f"model: {path}", file=sys.stderr)
     model = load(path, typed)
     for text in args.questions:
@@ -868,7 +884,9 @@ def main(args, typed):
     if args.mode != "analyze":
         data = load_data(folder, config)
     if args.mode in ("all", "train"):
-        jobs = [(replace(config, model_seed=s), data, path_of(args.out_dir, s)) for s in seeds]
+        jobs = []
+        for seed in seeds:
+            jobs.append((replace(config, model_seed=seed), data, path_of(args.out_dir, seed)))
         common.side_by_side(train_and_save, jobs)
     for seed in seeds if args.mode in ("all", "analyze") else []:
         path = path_of(args.out_dir, seed)

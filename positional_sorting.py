@@ -164,8 +164,8 @@ def to_records(data):
     records = []
     for x, kind in zip(*data):
         x = x[x != PAD].tolist()
-        records.append({"sequence": x, "is_sorted": int(kind == "sorted"), "length": len(x),
-                        "kind": kind})
+        is_sorted = int(kind == "sorted")
+        records.append({"sequence": x, "is_sorted": is_sorted, "length": len(x), "kind": kind})
     return records
 
 def check_numbers(x, config):
@@ -535,8 +535,10 @@ def extrapolate(models, data, out):
     """--mode extrapolate: test models {setting: model} on {length: data}."""
     results = {}
     for name, model in models.items():
-        results[name] = {length: evaluate(model, lists) for length, lists in data.items()}
-        print(name, *(f"{n}: {x['accuracy']:.1%}" for n, x in results[name].items()))
+        results[name] = {}
+        for length, lists in data.items():
+            results[name][length] = evaluate(model, lists)
+            print(f"{name}, {length} numbers: {results[name][length]['accuracy']:.1%}")
     common.save_json(out / "extrapolation_results.json", results)
     common.save_figure(out / "extrapolation_curves.png", draw_lengths(results))
 
@@ -702,10 +704,10 @@ def measure(model, data, experiments):
     """{experiment: {length: accuracy}} on {length: data}."""
     table = {}
     for change in experiments:
-        encoding = change(model.encoding)
-        row = {n: evaluate(model, lists, 0, encoding)["accuracy"] for n, lists in data.items()}
-        print(name_of(model.config), change.__name__, *(f"{n}: {x:.1%}" for n, x in row.items()))
-        table[change.__name__] = row
+        row = table[change.__name__] = {}
+        for n, lists in data.items():
+            row[n] = evaluate(model, lists, 0, change(model.encoding))["accuracy"]
+            print(f"{name_of(model.config)}, {change.__name__}, {n} numbers: {row[n]:.1%}")
     return table
 
 # 7d. The same with a causal mask, where order can come from the mask alone. No new
@@ -773,7 +775,8 @@ def inspect_swaps(model, data):
     lists, kinds = data
     swapped = lists[[kind == "adjacent_swap" for kind in kinds]]
     clean = swapped.sort(dim=1).values
-    place = (swapped.diff(dim=1) < 0).int().argmax(dim=1) + 1            # of the second of the two
+    falls = swapped.diff(dim=1) < 0                                  # (M, T - 1), one a list
+    place = falls.int().argmax(dim=1) + 1                            # (M,), of the smaller number
     right = (model(clean) > 0) & (model(swapped) <= 0) & (place >= 2)
     clean, swapped, place = clean[right], swapped[right], place[right]   # (M, T), (M, T), (M,)
     turned = {}
@@ -840,8 +843,9 @@ def ask(args, typed):
     if not typed.keys() & SETTING:
         typed = {"pe": "alibi", "causal": True, **typed}
     (config,) = settings(typed)
-    ours = path_of(config, args.out_dir)
-    path = args.model or (ours if ours.exists() else path_of(config, Path("out/reference")))
+    path = args.model or path_of(config, args.out_dir)
+    if not path.exists() and not args.model:
+        path = path_of(config, Path("out/reference"))
     print(f"model: {path}", file=sys.stderr)
     model = load(path, typed)
     for text in args.questions:
@@ -855,9 +859,11 @@ def ask(args, typed):
 
 def analyze(models, data, out):
     """--mode analyze: the experiments of section 7, on 500 lists of each length."""
-    data = {n: (lists[:500], kinds[:500]) for n, (lists, kinds) in data.items()}
+    for n, (lists, kinds) in data.items():
+        data[n] = lists[:500], kinds[:500]
     sinusoidal, learned = models["sinusoidal-random-start"], models["learned-random-start"]
-    far = {n: draw_data(random.Random(n), m, [n], set()) for n, m in ((1024, 100), (4096, 20))}
+    far = {"1024": draw_data(random.Random(1), 100, [1024], set()),
+           "4096": draw_data(random.Random(2), 20, [4096], set())}
     found = {"waves": measure_waves(sinusoidal, data["16"]),
              "parts": measure_parts(sinusoidal, data["16"]),
              "starts": [evaluate(learned, data["16"], x)["accuracy"] for x in STARTS[:4]],

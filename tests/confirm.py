@@ -33,7 +33,7 @@ def confirm_adder(data_seed, model_seed, path):
     data = add.make_data(config)
     model, _ = add.train(config, data)
     wrong = add.count_wrong(model, add.all_problems(3))
-    who = add.who_brings(model)
+    who = add.who_brings(add.interchange(model, add.groups_of(model)))
     bits = add.measure_bits(model, data["val"], who, add.random_problems(3, 40_000))
     found = {"seeds": [data_seed, model_seed], "wrong": wrong, "who": who, "one_bit": bits}
     common.save_json(path, found)

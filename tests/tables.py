@@ -100,8 +100,8 @@ def who():
         for column in ("tens", "hundreds"):
             row = [seed, column]
             for what in ("carry", "column"):
-                best = brings["who"][column][what]
-                row.append(f"{best['group']} {percent(best[what])}")
+                head, fraction = brings["who"][column][what]
+                row.append(f"{head} {percent(fraction)}")
             rows.append(row)
     return ["model seed", "digit", "carry (%)", "column (%)"], rows
 
@@ -109,12 +109,13 @@ def nines():
     brings = adders("head_analysis/brings")[1]
     rows = []
     for column in ("tens", "hundreds"):
-        best = brings["who"][column]["carry"]
-        head, (pair, fraction) = best["group"], best["more"]
+        head, fraction = brings["who"][column]["carry"]
         no_nines = brings["no nines"][column][head]["carry"]
-        row = [column, head, percent(best["carry"]), percent(no_nines)]
-        rows.append([*row, f"{pair.replace(head, '').strip(' +')} {percent(fraction)}"])
-    return ["carry into", "head", "all pairs", "first is no nine", "with one more head"], rows
+        two = {g: x["carry"] for g, x in brings["brought"][column].items() if f"+ {head}" in g}
+        best = max(two, key=two.get)
+        cells = [percent(x) for x in (fraction, no_nines, two[best])]
+        rows.append([column, head, *cells, best.split(" + ")[0]])
+    return ["carry into", "head", "all pairs", "first no nine", "with a second", "which"], rows
 
 def bits():
     rows = []
@@ -122,16 +123,17 @@ def bits():
         for column, found in brings["one_bit"].items():
             controls = [percent(found[x] / 40_000) for x in ("no bit", "bits of other problems")]
             rows.append([seed, column, found["head"], found["wrong"], *controls])
-    return ["model seed", "carry into", "head", "wrong of 810,000", "no bit, %", "other bits, %"], rows
+    head = ["model seed", "carry into", "head", "wrong of 810,000", "no bit, %", "other bits, %"]
+    return head, rows
 
 def confirmed():
     """Over the models of tests.confirm: who brings the carry into the tens."""
     ways = collections.Counter()
     models = lines_of("addition/confirm.json")
     for found in models:
-        best = found["who"]["tens"]["carry"]
-        stages = [head.split(".")[0] for head in best["group"].split(" + ")]
-        ways[" + ".join(stages) if best["carry"] >= 0.9 else "more heads"] += 1
+        heads, fraction = found["who"]["tens"]["carry"]
+        stages = [head.split(".")[0] for head in heads.split(" + ")]
+        ways[" + ".join(stages) if fraction >= 0.9 else "more heads"] += 1
     return ["carry into the tens by", "of 40 models"], [[way, n] for way, n in ways.most_common()]
 
 # ---- Sorting -------------------------------------------------------------------------

@@ -18,7 +18,7 @@ REFERENCE = TOP / "out/reference"
 ADDER = add.load(REFERENCE / "addition/best_model.pth")
 PAGE = (TOP / "out/explorer.html").read_text("utf-8")
 MODELS = re.search(r'<script id="models">\n(.*?)</script>', PAGE, re.DOTALL)[1]
-WAYS = [sort.same, sort.window, sort.kept, sort.both]
+WAYS = [lambda encoding: encoding, sort.window, sort.kept, sort.both]
 NODE, BROWSER = shutil.which("node"), shutil.which("chromium")
 IN_NODE = """
 const read = (file) => require("fs").readFileSync(file, "utf8");
@@ -45,9 +45,9 @@ const steps = { linked: () => 0, moved: () => type("start", 10), bad1: () => typ
   "142+159 idle": () => press("[data-off=idle]"),
   "142+256 patch": () => press("[data-other='142+259']", "[data-off]", H2 + "[value=patch]"),
   "199+801 off": () => location.hash = "adder/199+801/off=cross.L0.H2" };
-const claims = { linked: /says sorted .*: right.*window,4/, moved: /: wrong.*start=10/,
-  window: /: wrong.*,1/, both: /: right/, kept: /: wrong/, same: /: wrong/,
-  bad1: /Type 2/, unknown: /does not know the encoding of none.*,0/, bad2: /Type two/ };
+const claims = { linked: /says sorted .*: right.*window,4$/, moved: /: wrong.*start=10/,
+  window: /: wrong.*,1$/, both: /: right/, kept: /: wrong/, same: /: wrong/, bad1: /Type 2/,
+  unknown: /not know the encoding of none.*,0$/, "142+159 idle": /off=enc/, bad2: /Type two/ };
 onload = async () => {
   for (const step in steps) {
     steps[step]();
