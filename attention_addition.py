@@ -726,7 +726,8 @@ def draw_interchange(table, title):
     fig.legend(*axes[0].get_legend_handles_labels(), ncols=5, loc="outside lower center")
     return fig
 
-# 6d. Does the model need more from that head than the carry? Where one head brings a
+# 6d. Does the model need more from that head than the carry?
+# Where one head brings a
 # carry alone, replace its output at the tokens of that column by one of two constant
 # vectors: its mean over validation problems with a carry into the column, or without.
 # The true carry decides which. So the head says one bit. Controls: no bit, one mean for
@@ -745,21 +746,22 @@ def tokens_of(head, column, num_digits):
         return [num_digits - column]
     return [num_digits - 1 - column, 2 * num_digits - column] if column < num_digits else []
 
-def one_bit(model, val, head, column, problems, control=None):
-    """How many problems are wrong if a head says only one bit about a column, carry or not."""
+def one_bit(model, val, head, columns, problems, control=None):
+    """How many problems are wrong if a head says only one bit about each of these columns."""
     said = run(model, val)[2][head]                              # (N, T, d_head)
-    arrives = carry_into(val, column)
     def wrong_in(chunk):
-        carry = carry_into(chunk, column)[:, None]               # (B, 1)
-        if control == "bits of other problems":
-            carry = carry.roll(1, dims=0)
         def say(own):
-            for t in tokens_of(head, column, model.config.num_digits):
-                yes = said[arrives, t].mean(dim=0)               # (d_head,)
-                no = said[~arrives, t].mean(dim=0)
-                if control == "no bit":
-                    yes = no = said[:, t].mean(dim=0)
-                own[:, t] = torch.where(carry, yes, no)
+            for column in columns:
+                carry = carry_into(chunk, column)                # (B,)
+                if control == "bits of other problems":
+                    carry = carry.roll(1)
+                arrives = carry_into(val, column)
+                for t in tokens_of(head, column, model.config.num_digits):
+                    yes = said[arrives, t].mean(dim=0)           # (d_head,)
+                    no = said[~arrives, t].mean(dim=0)
+                    if control == "no bit":
+                        yes = no = said[:, t].mean(dim=0)
+                    own[:, t] = torch.where(carry[:, None], yes, no)
             return own
         copied = copy.deepcopy(model)                            # one per core
         with replaced(copied, {head: say}):
@@ -768,19 +770,23 @@ def one_bit(model, val, head, column, problems, control=None):
         return sum(pool.map(wrong_in, problems.split(1024)))
 
 def measure_bits(model, val, who, problems):
-    """{column: {"head", "wrong", ...}} of the columns into which one head brings the carry."""
+    """{head: {"columns", "wrong", ...}} of the heads that bring a carry alone, with controls."""
     n = model.config.num_digits
-    some = random_problems(n, 40_000)
-    found = {}
-    for k, (column, row) in enumerate(who.items()):
+    columns = {}
+    for k, row in enumerate(who.values()):
         head, _ = row.get("carry", ("no head", 0))
         if head in heads_of(model) and tokens_of(head, k, n):
-            found[column] = {"head": head, "wrong": one_bit(model, val, head, k, problems)}
-            for control in ("no bit", "bits of other problems"):
-                found[column][control] = one_bit(model, val, head, k, some, control)
+            columns.setdefault(head, []).append(k)
+    some = random_problems(n, 40_000)
+    found = {}
+    for head, ks in columns.items():
+        found[head] = {"columns": ks, "wrong": one_bit(model, val, head, ks, problems)}
+        for control in ("no bit", "bits of other problems"):
+            found[head][control] = one_bit(model, val, head, ks, some, control)
     return found
 
-# 6e. So how does it add? On 367+159 = 0526, model seed 1. The encoder joins: enc.L0.H2
+# 6e. So how does it add?
+# On 367+159 = 0526, model seed 1. The encoder joins: enc.L0.H2
 # lets each digit read the other one of its column. Then cross-attention reads, and the
 # feed-forward network adds.
 #     digit         H0 and H1 read     H2 reads               left to the network

@@ -72,7 +72,7 @@ def load_json(path):
         lines = path.with_suffix(".jsonl")
         if not lines.exists():
             return json.loads(path.read_text("utf-8"))
-        # As one array, in which each record keeps its line: an error then tells which it is.
+        # As one array, in which each record keeps its line, so that errors tell it.
         return json.loads("[" + ",\n".join(lines.read_text("utf-8").splitlines()) + "]")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} or {lines.name}: {error}; put it right, or delete {path.parent}, "

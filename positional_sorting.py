@@ -160,7 +160,10 @@ def make_data(config):
     return data
 
 def to_records(data):
-    """Lines of a data file: {"sequence": [3, 15], "is_sorted": 1, "length": 2, "kind": "sorted"}."""
+    """Lines of a data file.
+
+    {"sequence": [3, 15, 27], "is_sorted": 1, "length": 3, "kind": "sorted"}
+    """
     records = []
     for x, kind in zip(*data):
         x = x[x != PAD].tolist()
@@ -526,7 +529,7 @@ def name_of(config):
 # ALiBi without a mask cannot be right on all: its bias depends on |i - j|, and pooling
 # ignores the order, so a list and its mirror image get the same answer.
 #
-# Result (tests.tables: mirror): ALiBi without a mask, recall in percent, 8 to 16 numbers
+# Result (tests.tables: mirror): ALiBi without a mask, recall in percent, 8-16 numbers
 #     TABLE
 #
 # A caveat: ALiBi is right on 256 with a mask and slopes that were chosen for this task.
@@ -583,7 +586,8 @@ def changed(encoding, **methods):
     vars(other).update(methods)
     return other
 
-# 7b. Which part of a sinusoidal encoding fails? Models of their own: no mask, so that
+# 7b. Which part of a sinusoidal encoding fails?
+# Models of their own: no mask, so that
 # order comes from positions alone; one head, which sees all waves; three times the
 # steps. Training lists start at 0 to 105, so they reach position 120. Then lists of 16
 # start anywhere: their positions are new, not distances.
@@ -664,7 +668,8 @@ def measure_parts(model, data, start=1000):
             found[f"weights {name}, rest {rest}"] = scores["accuracy"]
     return found
 
-# 7c. A list of 256 without a mask: what is new, and what if it is taken away? The
+# 7c. A list of 256 without a mask: what is new, and what if it is taken away?
+# The
 # models of 7b again, nothing trained. A long list brings new positions, so new values
 # of the slow waves. And it brings new distances: the fast waves come round, so a number
 # 20 places away looks nearly like the neighbour (one has a period of 19.9). Two
@@ -710,12 +715,13 @@ def measure(model, data, experiments):
             print(f"{name_of(model.config)}, {change.__name__}, {n} numbers: {row[n]:.1%}")
     return table
 
-# 7d. The same with a causal mask, where order can come from the mask alone. No new
-# position: all numbers after the sixteenth are embedded as at position 15. Window: no
-# new distance, and no more keys than in training. Log n: a key whose score is s above n
-# - 1 equal others has the weight e^s / (e^s + n - 1), which falls as n grows
-# (dilution); scores times log n / log 16, for n > 16 keys (Chen et al. 2025), keep
-# pace.
+# 7d. And with a causal mask?
+# Here order can come from the mask alone. No new position: all numbers after the
+# sixteenth are embedded as at position 15. The mask still gives them an order, which
+# without it would be gone. Window: no new distance, and no more keys than in training.
+# Log n: a key whose score is s above n - 1 equal others has the weight e^s / (e^s + n -
+# 1), which falls as n grows (dilution). Scores times log n / log 16, for n > 16 keys
+# (Chen et al. 2025), keep pace.
 #
 # Result (tests.tables: causal): percent right, ranges over 5 model seeds
 #     TABLE

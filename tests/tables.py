@@ -27,6 +27,7 @@ import re
 from pathlib import Path
 from statistics import mean
 
+import attention_addition as add
 import positional_sorting as sort
 
 TOP = Path(__file__).resolve().parents[1]
@@ -120,11 +121,11 @@ def nines():
 def bits():
     rows = []
     for seed, brings in adders("head_analysis/brings").items():
-        for column, found in brings["one_bit"].items():
+        for head, found in brings["one_bit"].items():
+            columns = ", ".join(add.COLUMNS[k] for k in found["columns"])
             controls = [percent(found[x] / 40_000) for x in ("no bit", "bits of other problems")]
-            rows.append([seed, column, found["head"], found["wrong"], *controls])
-    head = ["model seed", "carry into", "head", "wrong of 810,000", "no bit, %", "other bits, %"]
-    return head, rows
+            rows.append([seed, head, columns, found["wrong"], *controls])
+    return ["model seed", "head", "carry into", "wrong", "no bit, %", "other bits, %"], rows
 
 def confirmed():
     """Over the models of tests.confirm: who brings the carry into the tens."""

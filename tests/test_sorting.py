@@ -30,11 +30,10 @@ def train(data=DATA, **changes):
     return sort.train(replace(SMALL, **changes), data)
 
 def random_model(pe, **changes):
-    """No weight is 0, 1 or small, as it may be at first."""
     torch.manual_seed(0)
     model = sort.SortednessEncoder(replace(SMALL, pe=pe, **changes))
     for p in model.parameters():
-        p.data.normal_(0, 0.5)
+        p.data.normal_(0, 0.5)  # none is 0, 1 or small, as they may be at first
     return model.double()
 
 class Sorting(unittest.TestCase):
@@ -44,18 +43,17 @@ class Sorting(unittest.TestCase):
                    {"sequence": [9, 4, 7], "is_sorted": 0, "length": 3}]"""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name, "new")
-            sort.load_data(folder, [], sort.Config())
-            paths = sorted(folder.rglob("*.jsonl"))
-            files = b"".join(map(Path.read_bytes, paths))
+            sort.load_data(folder, ["train"], sort.Config())
+            files = map(Path.read_bytes, sorted(folder.rglob("*.jsonl")))
+            found = hashlib.sha256(b"".join(files)).hexdigest()
             own = folder / "own.json"
             own.write_text(text)
             _, kinds = sort.load_data(folder, ["own"], sort.Config())["own"]
-            for right in ("0", "3", "9"):
+            for right in "039":
                 own.write_text(text.replace(right, "100"))
                 with self.assertRaisesRegex(common.UserError, "own, record 2"):
                     sort.load_data(folder, ["own"], sort.Config())
         assert kinds == ("sorted", "unsorted")
-        found = hashlib.sha256(files).hexdigest()
         assert found == "99b751fe50c0cc2c97c1207c014b746a3da404c37e5f7a86a9231ef447942586"
 
     def test_pairs(self):
@@ -65,14 +63,14 @@ class Sorting(unittest.TestCase):
         assert in_order[0::2].equal(in_order[1::2])
         assert len(in_order.unique(dim=0)) == len(lists) / 2
         moved = (lists != in_order).sum(1)
-        assert moved[0::2].max() == 0 < moved[1::2].min()
-        assert moved[1::10].unique() == 2 == moved[3::10].unique()
+        few = moved.view(-1, 10)[:, :5].unique(dim=0)  # kinds come in turn
+        assert few.tolist() == [[0, 2, 0, 2, 0]]
 
     def test_add_constant(self):
         """All constants that keep the numbers from 0 to 99, and no others."""
-        lists = torch.tensor([[7, 6, sort.PAD]]).repeat(9999, 1)
+        lists = torch.tensor([[7, 6, 100]]).repeat(9999, 1)
         found = sort.add_constant(lists, None).unique(dim=0)
-        assert found.tolist() == [[i + 1, i, sort.PAD] for i in range(99)]
+        assert found.tolist() == [[i + 1, i, 100] for i in range(99)]
 
     def test_closed_forms(self):
         """Waves, which RoPE rotates back to 0 and 1; the slopes of ALiBi."""
@@ -95,21 +93,21 @@ class Sorting(unittest.TestCase):
         theirs.self_attn = torch_attention(block.attention)
         theirs.linear1, _, theirs.linear2 = block.feed_forward
         theirs.norm1, theirs.norm2 = block.norm_self, block.norm_ff
-        lists = LISTS[:1]
-        x = ours.token_embedding(lists) + ours.encoding.table[:40]
+        x = ours.token_embedding(LISTS[:1]) + ours.encoding.table[:40]
         h = theirs(x, bias.masked_fill(KEY > QUERY, -torch.inf))
-        assert_close(ours.hidden_states(lists), ours.norm(h))
+        assert_close(ours.hidden_states(LISTS[:1]), ours.norm(h))
 
     def test_what_a_model_sees(self):
-        """The mirror image, the order and the start, or not; and no padding."""
+        """The mirror image, the start and the order, or not; and no padding."""
         short = LISTS[:40].masked_fill(KEY > QUERY, sort.PAD)
         for pe in sort.ENCODINGS:
             for causal in (False, True):
                 model = random_model(pe, causal=causal)
-                others = model(LISTS.flip(1)), model(LISTS.roll(1, 1)), model(LISTS, 9)
+                others = [model(LISTS.flip(1)), model(LISTS, 9),
+                          model(LISTS.roll(1, 1))]
                 sees = [not x.allclose(model(LISTS), 0, 1e-4) for x in others]
                 assert sees == [causal or pe not in ("none", "alibi"),
-                                causal or pe != "none", model.encoding.absolute]
+                                model.encoding.absolute, causal or pe != "none"]
                 alone = [model(x[None, :i + 1], i) for i, x in enumerate(short)]
                 assert_close(model(short, QUERY), torch.cat(alone))
 
@@ -135,7 +133,8 @@ class Sorting(unittest.TestCase):
         data = sort.make_data(replace(SMALL, n_val=2, n_test=2))
         own = mock.patch.dict(sort.ENCODINGS, own=Own)
         with own, mock.patch.object(common, "write", None):
-            (one, _), (two, _) = train(data, **config), train(data, **config)
+            one, _ = train(data, **config)
+            two, _ = train(data, **config)
         assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
         assert starts == set(range(106))
 
@@ -159,7 +158,8 @@ class Sorting(unittest.TestCase):
         x = torch.randn(40, 32)
         here = encoding.embed(x, 1000 + KEY)
         moved = sort.slow_waves_at(encoding, 7 + KEY)
-        for other, where in ((moved, 7 + KEY), (sort.kept(encoding), 50 + 0 * KEY)):
+        kept = sort.kept(encoding)
+        for other, where in ((moved, 7 + KEY), (kept, 50 + 0 * KEY)):
             slow = encoding.embed(x, where)
             expected = torch.cat([here[:, :8], slow[:, 8:]], 1)
             assert other.embed(x, 1000 + KEY).equal(expected)
