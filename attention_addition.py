@@ -537,10 +537,16 @@ def accuracy(model, problems, replace=None):
 # digit that it predicts. This digit needs its own column of the problem, and the carry
 # from the next lower one. So which heads read one, and which the other?
 #
-# Result (tests.tables: reads): the best heads, and the least weight that they give it
-#     TABLE
+# Result (tests.tables: reads): the best heads, and the least weight they give to it
+#     model seed  encoder, other digit of the column  next lower column
+#     1           enc.L0.H2 0.91                      cross.L0.H2 1.00
+#     2           enc.L0.H0 0.94                      cross.L0.H0 0.90
+#     3           enc.L0.H1 0.91                      cross.L0.H2 0.92
+#     4           enc.L0.H3 0.92                      enc.L0.H0 0.96
+#     5           enc.L0.H1 0.18                      cross.L0.H0 0.70
 #
-# Weights say what a head looks at, not what the model needs from it.
+# Seed 5 has no encoder head that always joins the two digits of a column. And weights
+# say what a head looks at, not what the model needs from it.
 
 EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # no carry to three
 
@@ -569,12 +575,19 @@ def draw_heads(model, a, b):
 # need it: of random ones 70% have a carry out of the units or tens, and 9% a carry that
 # goes on through a nine.
 #
-# A head that costs at most one point is called idle. Are idle heads there in case
-# others fail? They add little to the hidden state, so it is not likely. All of them
-# together can be removed: all problems are tested without them.
+# A head that costs at most one point is called idle. All idle heads are removed
+# together, and all problems tested. Removing them does not tell whether they could
+# stand in for others. How much a head adds to the hidden state (the norm of its part
+# after the output matrix) says more: idle heads add less than the others, but some add
+# something.
 #
 # Result (tests.tables: idle): heads, wrong of 810,000, mean norm of what heads add
-#     TABLE
+#     model seed  idle     wrong without  norm, idle  norm, others
+#     1           7 of 12  0              0.01-0.24   0.14-1.99
+#     2           7 of 12  0              0.02-0.27   0.54-1.85
+#     3           7 of 12  0              0.01-0.43   0.19-2.27
+#     4           6 of 12  0              0.01-0.09   0.21-2.35
+#     5           5 of 12  0              0.03-0.08   0.24-2.86
 
 def ablate(model, data):
     """{"zero": {head: accuracy on test problems without it}, "mean": {...}}."""
@@ -610,7 +623,17 @@ def measure_norms(model, problems):
 # both, or a column been found in no head, then the model would not add as we do.
 #
 # Result (tests.tables: who): who brings what, in percent of the pairs
-#     TABLE
+#     model seed  digit     carry (%)                      column (%)
+#     1           tens      cross.L0.H2 94                 cross.L0.H0 + cross.L0.H1 95
+#     1           hundreds  cross.L0.H2 94                 cross.L0.H0 + cross.L0.H1 94
+#     2           tens      cross.L0.H0 100                cross.L0.H1 + cross.L0.H3 100
+#     2           hundreds  cross.L0.H0 100                cross.L0.H1 + cross.L0.H3 100
+#     3           tens      cross.L0.H2 100                cross.L0.H0 + cross.L0.H3 100
+#     3           hundreds  cross.L0.H2 100                cross.L0.H0 + cross.L0.H3 100
+#     4           tens      enc.L0.H0 100                  enc.L0.H0 + cross.L0.H0 27
+#     4           hundreds  enc.L0.H0 + cross.L0.H2 94     enc.L0.H0 + cross.L0.H0 24
+#     5           tens      cross.L0.H0 + cross.L0.H1 100  cross.L0.H3 100
+#     5           hundreds  cross.L0.H0 + cross.L0.H1 99   cross.L0.H3 100
 #
 # In four of five models the decoder brings carry and column by different heads. In seed
 # 4 the carry into the tens comes from the encoder, which puts it into the tokens of the
@@ -622,7 +645,9 @@ def measure_norms(model, problems):
 # What is missing to 100% in seed 1 are pairs in which the first column sums to nine:
 #
 # Result (tests.tables: nines): seed 1, carry brought by one head, percent of the pairs
-#     TABLE
+#     carry into  head         all pairs  first no nine  with a second  which
+#     tens        cross.L0.H2  94         100            100            enc.L0.H1
+#     hundreds    cross.L0.H2  94         100            94             enc.L0.H0
 #
 # So into a nine the carry is told twice, and the two disagree. In the tens the second
 # is enc.L0.H1. In the hundreds no second head helps. What is left is the digit before:
@@ -734,7 +759,12 @@ def draw_interchange(table, title):
 # all; and the bits of other problems.
 #
 # Result (tests.tables: bits): wrong of all 810,000; of the controls in percent
-#     TABLE
+#     model seed  head         carry into      wrong  no bit, %  other bits, %
+#     1           cross.L0.H2  tens, hundreds  0      67         72
+#     2           cross.L0.H0  tens, hundreds  0      68         75
+#     3           cross.L0.H2  tens, hundreds  0      52         75
+#     4           enc.L0.H0    tens            0      41         50
+#     4           cross.L0.H2  thousands       0      28         47
 #
 # So one bit is all that is needed from it there. How the head finds this bit is not
 # shown: here we tell it. At other tokens it may say other things.
