@@ -561,7 +561,7 @@ def draw_heads(model, a, b):
     for ax, (head, grid) in zip(axes.flat, weights.items()):
         queries = source if head.startswith("enc") else target
         keys = ["start", *target[:-1]] if head.startswith("dec") else source
-        image = ax.imshow(grid[0], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        image = ax.imshow(grid[0].numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto")
         ax.set_xticks(range(len(keys)), keys)
         ax.set_yticks(range(len(queries)), queries)
         ax.set(title=head, xlabel="key", ylabel="query" if queries is source else "query predicts")

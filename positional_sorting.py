@@ -572,7 +572,7 @@ def draw_table(model):
     initial = SortednessEncoder(model.config).encoding.table
     cosine = F.cosine_similarity(model.encoding.table, initial, dim=1).detach()
     fig, ax = common.subplots()
-    ax.plot(cosine[:48].clamp(max=1).acos().rad2deg(), "o-")
+    ax.plot(cosine.clamp(max=1).acos().rad2deg().numpy(), "o-")
     ax.axvline(LENGTHS[-1] - 0.5, color="black")
     ax.set(title="Training turns rows 0 to 15 only", xlabel="position",
            ylabel="angle to initial row (degrees)")
@@ -803,7 +803,7 @@ def draw_heads(model, numbers):
     fig, axes = common.subplots(1, len(weights), squeeze=False)
     fig.suptitle(f"{name_of(model.config)}: attention weights (0 white to 1 blue)")
     for ax, grid in zip(axes[0], weights):
-        ax.imshow(grid, vmin=0, vmax=1, cmap="Blues")
+        ax.imshow(grid.numpy(), vmin=0, vmax=1, cmap="Blues")
         ax.set_xticks(range(len(numbers)), numbers)
         ax.set_yticks(range(len(numbers)), numbers)
         ax.set(xlabel="key", ylabel="query")

@@ -163,7 +163,7 @@ class Addition(unittest.TestCase):
             assert table["mean"][head] == add.accuracy(MODEL, TEST, {head: mean})
             alone = F.pad(outputs[head], (16 * h, 48 - 16 * h))
             added = attention.output(alone).norm(dim=2)
-            assert_close(norms[head], float(added.mean()))
+            assert_close(norms[head], added.mean().item())
 
     @mock.patch.object(add, "run", made_up_run)
     def test_interchange(self):
@@ -174,9 +174,9 @@ class Addition(unittest.TestCase):
             assert 0.07 < control["both"][what] < 0.13
         assert 0.4 < control["carry"]["carry"] < 0.6
         assert table["hundreds"]["both"]["carry"] == 1
-        who = add.who_brings(MODEL)["tens"]
-        assert who["column"]["group"] == "enc.L0.H2"
-        assert who["carry"]["group"] == "enc.L0.H0 + enc.L0.H1"  # alone, the first brings 89%
+        who = add.who_brings(add.interchange(MODEL, add.groups_of(MODEL)))["tens"]
+        assert who["column"] == ["enc.L0.H2", 1]
+        assert who["carry"] == ["enc.L0.H0 + enc.L0.H1", 1]  # alone, the first brings 89%
         figure = add.draw_interchange(table, "")
         for ax, (column, rows) in zip(figure.axes, reversed(table.items())):
             assert ax.get_title() == column
@@ -200,7 +200,7 @@ class Addition(unittest.TestCase):
         wrong = []
         with mock.patch.multiple(add, run=made_up, is_right=is_right):
             for control in (None, "no bit", "bits of other problems"):
-                wrong.append(add.one_bit(MODEL, VAL, "cross.L0.H0", 2, TEST, control))
+                wrong.append(add.one_bit(MODEL, VAL, "cross.L0.H0", [2], TEST, control))
         carry = TEST.sum(1) > 99
         assert wrong == [0, 400, (carry != carry.roll(1)).sum()]
         assert add.tokens_of("enc.L0.H0", 1, 3) == [1, 5]
