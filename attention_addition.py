@@ -47,7 +47,7 @@ class Config:
     carry_chains: float = 0.5  # fraction of the training problems that have them
     n_train: int = 10_000      # problems to learn from,
     n_val: int = 2_000         # to choose the best weights by,
-    n_test: int = 2_000        # and to test them
+    n_test: int = 2_000        # and to test the model
     seed: int = 641            # of the data
     n_layer: int = 1           # blocks of the encoder, and of the decoder
     n_head: int = 4            # heads of each attention
@@ -337,8 +337,7 @@ class Adder(nn.Module):
         """Teacher forcing: logits (B, n+1, 10) of each digit, given the correct ones before it."""
         # Shifted by START, or it would only copy: the decoder reads  START 0 5 0
         #                                          and predicts           0 5 0 6
-        # Before the first digit there is none to read. START stands there, so that the
-        # model learns to write this digit too.
+        # Before the first digit there is none, so START stands there.
         start = torch.full_like(target[:, :1], START)
         so_far = torch.cat([start, target[:, :-1]], dim=1)  # (B, n+1)
         return self.decode(so_far, self.encode(source))
@@ -347,8 +346,7 @@ class Adder(nn.Module):
 # An answer counts as right only if all of its digits are (exact match). In greedy
 # decoding the model reads the digits that it has written itself, with teacher forcing
 # the correct ones. Until the first mistake both read the same, so both make it. Hence
-# one teacher-forced pass decides exact match, unless the mask leaks. After the mistake,
-# teacher-forced digits look better than they are.
+# one teacher-forced pass decides exact match, unless the mask leaks.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -405,9 +403,9 @@ def count_wrong(model, problems):
 # learning rate rises in a warm-up. Over the last 60% of the steps it falls to 0: at the
 # full rate the last errors do not disappear.
 #
-# 2,000 test problems without an error bound the error rate, with 95% confidence, by
-# 3/2,000: still 1,200 of all problems. A model with one error in a thousand passes with
-# probability 0.999^2000 = 14%. So at the end all are tested.
+# If none of 2,000 test problems is wrong, the error rate is below 3/2,000 with 95%
+# confidence: still 1,200 of all problems. A model with one error in a thousand passes
+# with probability 0.999^2000 = 14%. So at the end all are tested.
 #
 # Result (tests.tables: errors): wrong of all 810,000
 #     TABLE
@@ -451,7 +449,7 @@ def train(config, data):
         optimizer.step()
         losses.append(loss.item())
 
-        # five times, and at the end: validate, and keep the best weights
+        # five times, the last at the end: validate, and keep the best weights
         if step % every == 0 or step == config.steps:
             val_loss, val_accuracy = evaluate(model, data["val"])
             train_loss = float(np.mean(losses[-every:]))
@@ -475,9 +473,9 @@ def train(config, data):
 # Heads are called enc.L0.H1 (encoder, block 0, head 1), dec.L0.H1 (self-attention of
 # the decoder) and cross.L0.H1. One function runs the model and returns what every head
 # attends to and puts out. It can also replace the output of heads. Three uses:
-#     zero ablation         run(model, problems, {"cross.L0.H1": 0})
-#     mean ablation         run(model, problems, {"cross.L0.H1": its mean output})
-#     activation patching   run(model, problems, {"cross.L0.H1": its output on others})
+#     zero ablation        run(model, problems, {"cross.L0.H1": 0})
+#     mean ablation        run(model, problems, {"cross.L0.H1": its mean output})
+#     activation patching  run(model, problems, {"cross.L0.H1": that of other problems})
 #
 # What comes after the head is computed with the new output. The other heads beside it,
 # and the correct digits that the decoder reads, stay as they are.
@@ -496,9 +494,9 @@ def heads_of(model):
 
 @contextlib.contextmanager
 def replaced(model, outputs):
-    """Put {head: output} in place of heads' outputs, in all that follows, generation too.
+    """Put {head: output} in place of heads' outputs inside a with block, generation too.
 
-    An output is 0, (1 or N, T, d_head), or a function from the head's own to another.
+    An output is 0, (1 or N, T, d_head), or a function of the head's own output.
     """
     heads = heads_of(model)
     try:
@@ -533,11 +531,11 @@ def accuracy(model, problems, replace=None):
         return is_right(model, problems).double().mean().item()
 
 # 6a. What does each head attend to?
-# A row of a heatmap is a query, a column a key. A row of the decoder is named by the
-# digit that it predicts. This digit needs its own column of the problem, and the carry
-# from the next lower one. So which heads read one, and which the other?
+# Heatmaps show queries down and keys across. A row of the decoder is named by the digit
+# that it predicts. Which head of the encoder joins the two digits of a column? And
+# which head reads the next lower column, where the carry comes from?
 #
-# Result (tests.tables: reads): the best heads, and the least weight they give to it
+# Result (tests.tables: reads): best head, and its smallest mean weight over the digits
 #     model seed  encoder, other digit of the column  next lower column
 #     1           enc.L0.H2 0.91                      cross.L0.H2 1.00
 #     2           enc.L0.H0 0.94                      cross.L0.H0 0.90
@@ -548,7 +546,7 @@ def accuracy(model, problems, replace=None):
 # Seed 5 has no encoder head that always joins the two digits of a column. And weights
 # say what a head looks at, not what the model needs from it.
 
-EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # no carry to three
+EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # 0 to 3 carries
 
 def draw_heads(model, a, b):
     """Draw a heatmap per head on the problem a+b: rows are queries, columns are keys."""
@@ -571,15 +569,11 @@ def draw_heads(model, a, b):
 # 6b. Which heads are needed?
 # Ablation: replace the output of a head and measure the accuracy that is lost. Zeros
 # remove all of it. Its mean over validation problems, per position, keeps what is the
-# same for all, like a bias. A head can cost no more than the fraction of problems that
-# need it: of random ones 70% have a carry out of the units or tens, and 9% a carry that
-# goes on through a nine.
+# same for all, like a bias.
 #
-# A head that costs at most one point is called idle. All idle heads are removed
-# together, and all problems tested. Removing them does not tell whether they could
-# stand in for others. How much a head adds to the hidden state (the norm of its part
-# after the output matrix) says more: idle heads add less than the others, but some add
-# something.
+# A head is called idle if zeros in its place cost at most one percentage point. All
+# idle heads are removed together, and all problems tested. The norm is that of what a
+# head adds to the hidden state: most idle heads add less than the others, not all.
 #
 # Result (tests.tables: idle): heads, wrong of 810,000, mean norm of what heads add
 #     model seed  idle     wrong without  norm, idle  norm, others
@@ -618,9 +612,9 @@ def measure_norms(model, problems):
 #     nothing: 6 = 4+2   the carry: 7 = 4+2+1   the column: 9 = 4+5   both: 0 of 4+5+1
 #
 # Both problems are random. A pair counts if these digits all differ, so an answer fits
-# one at most. Control: heads from an unrelated third problem. Their column fits in a
-# tenth of the pairs, and their carry, which is yes or no, in half. Had one head brought
-# both, or a column been found in no head, then the model would not add as we do.
+# one at most. Control: outputs from an unrelated third problem. By chance its column
+# fits in a tenth of the pairs, and its carry, which is yes or no, in half. If one head
+# brings both, or none the column, then the model does not add as we do by hand.
 #
 # Result (tests.tables: who): who brings what, in percent of the pairs
 #     model seed  digit     carry (%)                      column (%)
@@ -635,14 +629,15 @@ def measure_norms(model, problems):
 #     5           tens      cross.L0.H0 + cross.L0.H1 100  cross.L0.H3 100
 #     5           hundreds  cross.L0.H0 + cross.L0.H1 99   cross.L0.H3 100
 #
-# In four of five models the decoder brings carry and column by different heads. In seed
-# 4 the carry into the tens comes from the encoder, which puts it into the tokens of the
-# column. Both ways are common, among models that had no part in any choice:
+# In four of five models the decoder brings carry and column by different heads. Seed 4
+# does not add like that: an encoder head puts the carry into the tokens of the tens,
+# and no two heads bring the column without it. Both ways are common in fresh models:
 #
 # Result (tests.tables: confirmed): python -m tests.confirm adder
 #     TABLE
 #
-# What is missing to 100% in seed 1 are pairs in which the first column sums to nine:
+# What is missing to 100% in seed 1 are pairs in which the column of the first problem
+# sums to nine:
 #
 # Result (tests.tables: nines): seed 1, carry brought by one head, percent of the pairs
 #     carry into  head         all pairs  first no nine  with a second  which
@@ -650,8 +645,9 @@ def measure_norms(model, problems):
 #     hundreds    cross.L0.H2  94         100            94             enc.L0.H0
 #
 # So into a nine the carry is told twice, and the two disagree. In the tens the second
-# is enc.L0.H1. In the hundreds no second head helps. What is left is the digit before:
-# a carry into a nine changes it too, and the decoder reads that of the first problem.
+# is enc.L0.H1. In the hundreds no second head helps. What may be left is the digit
+# before: a carry into a nine changes it too, and the decoder reads that of the first
+# problem.
 
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
@@ -680,16 +676,16 @@ def random_problems(num_digits, *shape):
     low = 10 ** (num_digits - 1)
     return torch.randint(low, 10 * low, (*shape, 2), generator=generator)
 
-def interchange(model, groups, source=1, nines=True):
+def interchange(model, groups, donor=1, nines=True):
     """{column: {group: {"nothing": fraction of pairs, "carry": ...}}} of {group: [head, ...]}.
 
-    source=2: the outputs come from a third problem (control). nines=False: only pairs in
+    donor=2: the outputs come from a third problem (control). nines=False: only pairs in
     which the column of the first problem does not sum to nine.
     """
     n = model.config.num_digits
     problems = random_problems(n, 3, 2000)
     first, second, _ = problems
-    _, _, outputs = run(model, problems[source])
+    _, _, outputs = run(model, problems[donor])
     answers = {}
     for group, heads in groups.items():
         patch = {head: outputs[head] for head in heads}
@@ -751,12 +747,12 @@ def draw_interchange(table, title):
     fig.legend(*axes[0].get_legend_handles_labels(), ncols=5, loc="outside lower center")
     return fig
 
-# 6d. Does the model need more from that head than the carry?
+# 6d. Does the model need more from a head than the carry?
 # Where one head brings a
 # carry alone, replace its output at the tokens of that column by one of two constant
 # vectors: its mean over validation problems with a carry into the column, or without.
 # The true carry decides which. So the head says one bit. Controls: no bit, one mean for
-# all; and the bits of other problems.
+# all; and the bits of other problems. Seed 5 has no such head.
 #
 # Result (tests.tables: bits): wrong of all 810,000; of the controls in percent
 #     model seed  head         carry into      wrong  no bit, %  other bits, %
@@ -793,7 +789,7 @@ def one_bit(model, val, head, columns, problems, control=None):
                         yes = no = said[:, t].mean(dim=0)
                     own[:, t] = torch.where(carry[:, None], yes, no)
             return own
-        copied = copy.deepcopy(model)                            # one per core
+        copied = copy.deepcopy(model)  # threads must not share what is replaced
         with replaced(copied, {head: say}):
             return (~is_right(copied, chunk)).sum().item()
     with ThreadPoolExecutor(common.CORES) as pool:
@@ -816,20 +812,20 @@ def measure_bits(model, val, who, problems):
     return found
 
 # 6e. So how does it add?
-# On 367+159 = 0526, model seed 1. The encoder joins: enc.L0.H2
-# lets each digit read the other one of its column. Then cross-attention reads, and the
-# feed-forward network adds.
-#     digit         H0 and H1 read     H2 reads               left to the network
-#     thousands 0   the hundreds, 1    -                      no carry: 0
-#     hundreds 5    1, so 3+1          6, so 6+5 and a carry  4+1
-#     tens 2        6, so 6+5          9, so 7+9 and a carry  11+1, of which 2
-#     units 6       9, so 7+9          -                      16, of which 6
+# On 367+159 = 0526, model seed 1. The encoder joins: enc.L0.H2 lets each digit read the
+# other one of its column. Then cross-attention reads, and the feed-forward network
+# adds.
+#     digit         cross H0, H1 read   cross H2 reads         left to the network
+#     thousands 0   1, so 3+1           not needed             no carry out: 0
+#     hundreds 5    1, so 3+1           6, so 6+5, a carry     4 and a carry: 5
+#     tens 2        6, so 6+5           9, so 7+9, a carry     11 and a carry: 2
+#     units 6       9, so 7+9           not needed             16: 6
 #
-# That H0 and H1 bring the column and H2 the carry is what 6c shows, and 6d that the
-# carry is one bit. That the network adds them is found by elimination: after the
-# attentions it alone works on the token. In the other seeds other heads do it; in seed
-# 4 the encoder puts the carry into the tokens of the column, so the decoder reads both
-# there.
+# That in tens and hundreds H0 and H1 bring the column and H2 the carry is shown by 6c,
+# and that one bit is enough for it by 6d. That the network adds them is found by
+# elimination: after the attentions it alone works on the token. Not shown is how a
+# carry passes through a nine (348+652); a candidate is enc.L0.H1, by which the tens
+# read the units.
 
 # ---- 7. Command line -----------------------------------------------------------------
 
@@ -877,7 +873,7 @@ def look_inside(model, data, folder):
                             "ranking": sorted(weights, key=table["mean"].get),
                             "norm": measure_norms(model, data["test"])},
                "brings": {"brought": brought, "who": who,
-                          "unrelated": interchange(model, single, source=2),
+                          "unrelated": interchange(model, single, donor=2),
                           "no nines": interchange(model, single, nines=False),
                           "one_bit": measure_bits(model, data["val"], who, problems)}}
     for name, found in results.items():

@@ -15,12 +15,12 @@ from torch.testing import assert_close
 
 import attention_addition as add
 import common
-from attention_addition import (Config, UserError, load_data, replaced, run, solve, tokenize,
-                                train)
+from attention_addition import (Config, UserError, accuracy, evaluate, interchange, load_data,
+                                make_data, replaced, run, solve, tokenize, train)
 from tests.reference import GROUPS, gradient, made_up_run, torch_attention, torch_logits
 
 SMALL = Config(num_digits=2, n_train=3000, n_val=300, n_test=400, steps=170)
-DATA = add.make_data(SMALL)
+DATA = make_data(SMALL)
 VAL, TEST = DATA["val"], DATA["test"]
 ALL = add.all_problems(2)
 
@@ -51,7 +51,7 @@ class Addition(unittest.TestCase):
         Path("val.json").write_bytes(b"[%s]" % b",".join(files[2].splitlines()))
         Path("test.jsonl").write_bytes(files[2])
         for problems in load_data(Path(), Config()).values():
-            assert_close(problems, add.make_data(Config())["test"])
+            assert_close(problems, make_data(Config())["test"])
 
     def test_carry_chains(self):
         """In 3 of 10 problems 4 and 3 stay. The others get a digit that makes nine or ten."""
@@ -68,7 +68,7 @@ class Addition(unittest.TestCase):
         assert train(config, data)[1] == log
         assert not os.listdir()
         rows = [(row["val_accuracy"], -row["val_loss"]) for row in log["history"]]
-        loss, right = add.evaluate(model, val)
+        loss, right = evaluate(model, val)
         assert (right, -loss) == max(rows)
         assert max(rows) not in (rows[0], rows[-1])  # the first has the least loss
         with self.assertRaisesRegex(UserError, "not finite at step 12"):
@@ -81,7 +81,7 @@ class Addition(unittest.TestCase):
         layer = torch.nn.Linear(1, 1)
         for p in layer.parameters():
             p.data.fill_(1)
-            p.grad = torch.zeros_like(p)
+            p.grad = 0 * p.data
         common.adamw(layer, config, 0.95).step()  # without gradients, only decay of matrices
         assert_close([p.item() for p in layer.parameters()], [0.95, 1.0])
 
@@ -127,8 +127,7 @@ class Addition(unittest.TestCase):
         assert_close(add.is_right(MODEL, ALL.tolist()), right)
         assert add.count_wrong(MODEL, ALL) == 8100 - right.sum()
         loss = F.cross_entropy(MODEL(source, target).transpose(1, 2), target)
-        expected = float(loss), float(right.double().mean())
-        assert_close(add.evaluate(MODEL, ALL), expected)
+        assert_close(evaluate(MODEL, ALL), (loss.item(), right.sum().item() / 8100))
 
     def test_replaced_heads(self):
         """Removed ones against zeroed weights, patched ones against the other problem."""
@@ -159,24 +158,24 @@ class Addition(unittest.TestCase):
         norms = add.measure_norms(MODEL, VAL)
         for head, (attention, h) in add.heads_of(MODEL).items():
             mean = outputs[head].mean(0, keepdim=True)
-            assert table["zero"][head] == add.accuracy(MODEL, TEST, {head: 0})
-            assert table["mean"][head] == add.accuracy(MODEL, TEST, {head: mean})
+            assert table["zero"][head] == accuracy(MODEL, TEST, {head: 0})
+            assert table["mean"][head] == accuracy(MODEL, TEST, {head: mean})
             alone = F.pad(outputs[head], (16 * h, 48 - 16 * h))
             added = attention.output(alone).norm(dim=2)
             assert_close(norms[head], added.mean().item())
 
     @mock.patch.object(add, "run", made_up_run)
     def test_interchange(self):
-        table = add.interchange(MODEL, GROUPS, nines=False)
-        control = add.interchange(MODEL, GROUPS, source=2)["tens"]
+        table = interchange(MODEL, GROUPS, nines=False)
+        control = interchange(MODEL, GROUPS, donor=2)["tens"]
         for what in GROUPS:
             assert table["tens"][what][what] == 1
             assert 0.07 < control["both"][what] < 0.13
         assert 0.4 < control["carry"]["carry"] < 0.6
         assert table["hundreds"]["both"]["carry"] == 1
-        who = add.who_brings(add.interchange(MODEL, add.groups_of(MODEL)))["tens"]
-        assert who["column"] == ["enc.L0.H2", 1]
-        assert who["carry"] == ["enc.L0.H0 + enc.L0.H1", 1]  # alone, the first brings 89%
+        who = add.who_brings(interchange(MODEL, add.groups_of(MODEL)))
+        # Alone, enc.L0.H0 brings the carry in 89%.
+        assert who["tens"] == {"carry": ["enc.L0.H0 + enc.L0.H1", 1], "column": ["enc.L0.H2", 1]}
         figure = add.draw_interchange(table, "")
         for ax, (column, rows) in zip(figure.axes, reversed(table.items())):
             assert ax.get_title() == column
@@ -209,7 +208,6 @@ class Addition(unittest.TestCase):
         _, weights, _ = run(MODEL, [(12, 95)])
         names = {"enc": "12+9512+95", "dec": "107start10", "cro": "10712+95"}
         for ax, head in zip(add.draw_heads(MODEL, 12, 95).axes, weights):
-            labels = ax.get_yticklabels() + ax.get_xticklabels()
-            text = "".join(label.get_text() for label in labels)
+            text = "".join(x.get_text() for x in ax.get_yticklabels() + ax.get_xticklabels())
             assert ax.get_title() + text == head + names[head[:3]]
             assert ax.images[0].get_array().tolist() == weights[head][0].tolist()
