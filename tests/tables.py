@@ -197,9 +197,8 @@ def as_it_is(setting, name):
     return [name, "as it is", *cells]
 
 def long():
-    rows = []
-    for pe in ("sinusoidal", "learned"):
-        rows += [as_it_is(f"{pe}-random-start", pe), *experiments(pe, pe)]
+    rows = experiments("sinusoidal", "sinusoidal")
+    rows += [as_it_is("learned-random-start", "learned"), *experiments("learned", "learned")]
     return ["encoding", "experiment", "8-16", *map(str, sort.LONG)], rows
 
 def far():

@@ -63,8 +63,8 @@ class Sorting(unittest.TestCase):
             _, kinds = sort.load_data(own.parent, ["own"], SMALL)["own"]
             for right in "039":
                 own.write_text(text.replace(right, "100"))
-                with self.assertRaisesRegex(common.UserError, "own, record 2"):
-                    sort.load_data(own.parent, ["own"], SMALL)
+                self.assertRaisesRegex(common.UserError, "own, record 2",
+                                       sort.load_data, own.parent, ["own"], SMALL)
         assert kinds == ("sorted", "unsorted")
 
     def test_add_constant(self):
@@ -162,7 +162,7 @@ class Sorting(unittest.TestCase):
         kept = sort.kept(encoding)
         for other, where in ((moved, 7 + KEY), (kept, 50 + 0 * KEY)):
             slow = encoding.embed(x, where)
-            expected = torch.cat([here[:, :8], slow[:, 8:]], 1)
+            expected = torch.where(KEY[:32] < 8, here, slow)
             assert other.embed(x, 1000 + KEY).equal(expected)
 
     def test_weights(self):
@@ -181,23 +181,23 @@ class Sorting(unittest.TestCase):
                 (sort.twice(encoding), weights**2),
                 (sort.hide(encoding, 30, KEY), weights * shown)):
             model(LISTS, 0, other)
-            expected = torch.nn.functional.normalize(expected, 1, -1)
-            assert_close(attention.weights, expected)
+            assert_close(attention.weights, torch.nn.functional.normalize(expected, 1, -1))
 
     def test_parts(self):
-        """Against a softmax that gives the weights of the other encoding."""
-        data = DATA["extrapolation/16"]
+        """Against what a model says within training, and a softmax that gives its weights."""
+        lists, _ = DATA["extrapolation/16"]
         model = random_model("sinusoidal")
-        found = sort.measure_parts(model, data)
         within = sort.slow_waves_at(model.encoding, 50 + KEY[:16])
-        model(data[0], 1000, within)
+        kinds = ["sorted" if p > 0 else "swaps" for p in model(lists, 1000, within)]
         weights = model.blocks[0].attention.weights
+        data = lists, kinds
         with mock.patch.object(torch.Tensor, "softmax", lambda *_, **__: weights):
             mixed = sort.evaluate(model, data, 1000)["accuracy"]
-        assert found["weights within, rest beyond"] == mixed
+        found = sort.measure_parts(model, data)
         grid = sort.measure_waves(model, data)  # 50 is the second start, 1000 the fifth
-        assert found["weights within, rest within"] == grid[1][4]
-        assert found["weights beyond, rest beyond"] == grid[4][4]
+        assert found["weights within, rest within"] == grid[1][4] == 1
+        assert found["weights beyond, rest beyond"] == grid[4][4] < 1
+        assert found["weights within, rest beyond"] == mixed
 
     def test_swaps(self):
         """ALiBi with a mask learns to compare a number with the one before it."""
