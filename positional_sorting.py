@@ -524,13 +524,19 @@ def name_of(config):
 # the task, and one that has, but does not extrapolate.
 #
 # Result (tests.tables: lengths): balanced accuracy in percent, mean of 5 model seeds
-#     TABLE
+#     encoding    no mask, 8-16  32  256  causal mask, 8-16  32   256
+#     none        50             50  50   100                100  94
+#     sinusoidal  99             52  50   100                76   50
+#     learned     97             50  50   99                 50   50
+#     rope        94             77  50   100                83   51
+#     alibi       85             82  78   100                100  100
 #
 # ALiBi without a mask cannot be right on all: its bias depends on |i - j|, and pooling
 # ignores the order, so a list and its mirror image get the same answer.
 #
 # Result (tests.tables: mirror): ALiBi without a mask, recall in percent, 8-16 numbers
-#     TABLE
+#     sorted  adjacent swap  random swap  swaps   shuffled  reversed
+#     95-96   72-76          90-94        98-100  99-100    4-6
 #
 # A caveat: ALiBi is right on 256 with a mask and slopes that were chosen for this task.
 
@@ -606,12 +612,21 @@ def changed(encoding, **methods):
 # of p and q fail, all off the diagonal.
 #
 # Result (tests.tables: waves): percent right of lists of 16, ranges over 5 model seeds
-#     TABLE
+#                      fast from 0  50      100     200     1,000   5,000
+#     slow from 0      100          90-100  97-100  90-100  92-100  91-100
+#     slow from 50     100          100     100     100     100     100
+#     slow from 100    100          100     100     100     100     100
+#     slow from 200    55-84        54-86   55-86   55-87   53-84   55-89
+#     slow from 1,000  51-66        56-74   50-65   51-65   56-71   56-73
+#     slow from 5,000  58-68        57-74   57-64   53-65   58-70   58-73
 #
-# A learned table with the same training is right where its rows were trained:
+# So slow waves fail, and fast ones do not: at least 90% right wherever slow waves start
+# within training, at most 89% beyond, whatever the fast ones do. A learned table with
+# the same training is right where its rows were trained, and at chance beyond:
 #
 # Result (tests.tables: starts): percent right of lists of 16, by their start
-#     TABLE
+#     start  0      50     100    200
+#     right  89-94  89-97  90-94  48-50
 #
 # Is it the scores that fail, as the argument with W_q and W_k suggests? Waves also
 # reach the values and the residual stream. At start 1,000 the slow waves are moved back
@@ -619,7 +634,13 @@ def changed(encoding, **methods):
 # both.
 #
 # Result (tests.tables: parts): percent right, and mean weight of the neighbour
-#     TABLE
+#     slow waves                       range
+#     weight of the neighbour, beyond  80-94
+#     weights beyond, rest beyond      56-71
+#     weights beyond, rest within      83-100
+#     weight of the neighbour, within  92-97
+#     weights within, rest beyond      52-71
+#     weights within, rest within      100
 #
 # So the argument is right about the scores: with attention weights from beyond and all
 # else within, most answers are right. With the opposite, they are not. What fails is
@@ -685,14 +706,23 @@ def measure_parts(model, data, start=1000):
 # alone would do.
 #
 # Result (tests.tables: long): percent right by length, ranges over 5 model seeds
-#     TABLE
+#     encoding    experiment  8-16    16     32      64      128     256
+#     sinusoidal  as it is    100     100    53-67   51-54   51-52   50-51
+#     sinusoidal  window      100     100    100     100     86-100  51-93
+#     sinusoidal  kept        99-100  100    50-57   50-52   50-52   50
+#     sinusoidal  both        99-100  100    99-100  99-100  99-100  100
+#     learned     as it is    87-93   89-93  51-87   50-51   50      50
+#     learned     window      86-92   89-94  88-93   87-93   50-72   50
 #
 # Each alone is not enough, both together are. With the window the learned table is
 # right as far as its rows are trained, position 120, and there is nothing to keep
 # beyond.
 #
 # Result (tests.tables: far): far beyond, 100 lists of 1,024 and 20 of 4,096 a seed
-#     TABLE
+#     encoding       experiment  1,024   4,096
+#     sinusoidal     window      50-67   50
+#     sinusoidal     both        98-100  100
+#     alibi, causal  as it is    100     100
 #
 # So why does a sinusoidal encoding extrapolate while a learned one fails? As it is,
 # neither does. But what sinusoids lack at 256 numbers is known, and can be taken away.
@@ -733,7 +763,18 @@ def measure(model, data, experiments):
 # (Chen et al. 2025), keep pace.
 #
 # Result (tests.tables: causal): percent right, ranges over 5 model seeds
-#     TABLE
+#     encoding    experiment       8-16    256
+#     none        as it is         100     88-97
+#     none        window           100     100
+#     none        log n            100     100
+#     none        twice            100     93-100
+#     sinusoidal  as it is         100     50
+#     sinusoidal  no new position  100     76-91
+#     learned     as it is         99-100  50
+#     learned     no new position  99-100  62-78
+#     rope        as it is         100     50-52
+#     rope        window           100     100
+#     rope        log n            100     50-52
 #
 # RoPE comes back with the window, not with log n: so not the number of keys, but
 # distances are likely. (Proof would be all keys visible, and distances clamped at 15.)
@@ -772,7 +813,11 @@ CAUSAL = {"none": [window, log_n, twice], "sinusoidal": [no_new_position],
 # replace all the others.
 #
 # Result (tests.tables: swaps): percent of answers that turn, ranges over 5 model seeds
-#     TABLE
+#     encoding  numbers  larger hidden  other hidden  state copied  others copied
+#     alibi     16       100            0             100           0
+#     alibi     256      100            0             100           0
+#     none      16       100            0             100           0
+#     none      256      100            0             100           0
 #
 # The model without encoding works the same way.
 

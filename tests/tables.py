@@ -172,7 +172,7 @@ def waves():
     for i, start in enumerate(sort.STARTS):
         cells = [spread([grid[i][j] for grid in analysis("waves")]) for j in range(6)]
         rows.append([f"slow from {start:,}", *cells])
-    return ["", *(f"fast from {start:,}" for start in sort.STARTS)], rows
+    return ["", "fast from 0", *(f"{start:,}" for start in sort.STARTS[1:])], rows
 
 def starts():
     rows = [spread(column) for column in zip(*analysis("starts"))]
@@ -219,7 +219,8 @@ def swaps():
         for length in ("16", "256"):
             cells = [spread([x[length][name] for x in found]) for name in found[0][length]]
             rows.append([pe, length, *cells])
-    return ["encoding", "numbers", *found[0]["16"]], rows
+    shown = ["larger hidden", "other hidden", "state copied", "others copied"]
+    return ["encoding", "numbers", *shown], rows
 
 def fresh():
     """The grid and the experiments on the fresh seeds of tests.confirm."""

@@ -30,11 +30,11 @@ def train(data=DATA, **changes):
     return sort.train(replace(SMALL, **changes), data)
 
 def random_model(pe, **changes):
-    torch.manual_seed(0)
+    torch.manual_seed(8)
     model = sort.SortednessEncoder(replace(SMALL, pe=pe, **changes)).double()
     for p in model.parameters():
         p.data.normal_(0, 0.5)  # none is 0, 1 or small, as they may be at first
-    model.to_logit.bias.data -= model(LISTS).median()  # half of LISTS are called sorted
+    model.to_logit.bias.data -= model(LISTS).median()  # it calls half of LISTS sorted
     return model
 
 class Sorting(unittest.TestCase):
@@ -49,9 +49,8 @@ class Sorting(unittest.TestCase):
         in_order = lists.sort().values
         assert in_order[0::2].equal(in_order[1::2])
         assert len(in_order.unique(dim=0)) == 5000
-        moved = (lists != in_order).sum(1)
-        few = moved.view(-1, 10)[:, :5].unique(dim=0)  # kinds come in turn
-        assert few.tolist() == [[0, 2, 0, 2, 0]]
+        moved = (lists != in_order).sum(1).view(-1, 10)  # the kinds come in turn
+        assert moved[:, :5].unique(dim=0).tolist() == [[0, 2, 0, 2, 0]]
 
     def test_own_data(self):
         """A kind may be missing. A wrong record is named."""
@@ -159,8 +158,7 @@ class Sorting(unittest.TestCase):
         x = torch.randn(40, 32)
         here = encoding.embed(x, 1000 + KEY)
         moved = sort.slow_waves_at(encoding, 7 + KEY)
-        kept = sort.kept(encoding)
-        for other, where in ((moved, 7 + KEY), (kept, 50 + 0 * KEY)):
+        for other, where in ((moved, 7 + KEY), (sort.kept(encoding), 50 + 0 * KEY)):
             slow = encoding.embed(x, where)
             expected = torch.where(KEY[:32] < 8, here, slow)
             assert other.embed(x, 1000 + KEY).equal(expected)
