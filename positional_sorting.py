@@ -125,7 +125,8 @@ def unsort(rng, numbers, kind):
 
 def pad(lists):
     """Turn lists of numbers into one tensor (N, T), with PAD after the end of short ones."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(x) for x in lists], True, PAD)
+    tensors = [torch.tensor(x) for x in lists]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
 
 def to_data(lists, kinds):
     """What all functions below call data: the lists (N, T), and the kind of each."""
@@ -185,9 +186,10 @@ def load_data(folder, names, config):
     def read(record):
         x = record["sequence"]
         check_numbers(x, config)
-        if [record["is_sorted"], record["length"]] != [x == sorted(x), len(x)]:
+        is_sorted = x == sorted(x)
+        if record["is_sorted"] != is_sorted or record["length"] != len(x):
             raise UserError("is_sorted or length is wrong")
-        return x, "sorted" if x == sorted(x) else record.get("kind", "unsorted")
+        return x, "sorted" if is_sorted else record.get("kind", "unsorted")
     files = common.load_records(folder, names, made_with, make, read)
     return {name: to_data(*zip(*records)) for name, records in files.items()}
 
@@ -267,7 +269,8 @@ class Learned(Encoding):
 
     def __init__(self, config):
         super().__init__(config)
-        self.table = nn.Parameter(torch.randn(config.max_len, config.d_model) / math.sqrt(2))
+        rows = torch.randn(config.max_len, config.d_model) / math.sqrt(2)
+        self.table = nn.Parameter(rows)
 
     def embed(self, x, position):
         return x + self.table[position]
@@ -412,7 +415,8 @@ def score(logits, kinds):
     right = ((logits > 0) == is_sorted).double()
     recall = {}
     for kind in dict.fromkeys(kinds):
-        recall[kind] = right[[k == kind for k in kinds]].mean().item()
+        chosen = [k == kind for k in kinds]
+        recall[kind] = right[chosen].mean().item()
     unsorted = mean(recall[kind] for kind in recall if kind != "sorted")
     accuracy = (recall["sorted"] + unsorted) / 2
     return {"loss": loss, "accuracy": accuracy, "recall": recall}
@@ -445,7 +449,8 @@ def add_constant(lists, generator):
     smallest = lists.amin(dim=1, keepdim=True)                          # (B, 1)
     largest = lists.masked_fill(~present, 0).amax(dim=1, keepdim=True)  # (B, 1)
     room = N_NUMBERS - (largest - smallest)
-    new_smallest = (torch.rand(len(lists), 1, generator=generator) * room).long()
+    chance = torch.rand(len(lists), 1, generator=generator)
+    new_smallest = (chance * room).long()
     return torch.where(present, lists - smallest + new_smallest, PAD)
 
 def learning_rate(step, config):

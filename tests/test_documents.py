@@ -19,8 +19,8 @@ from tests import tables
 from tests.command import TOP, contents, run
 
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
-BUDGETS = {"attention_addition.py": (6100, 960), "positional_sorting.py": (6500, 990),
-           "common.py": (1470, 200), "tests": (13_000, 1_250)}  # code tokens, lines
+BUDGETS = {"attention_addition.py": (6100, 960), "positional_sorting.py": (6500, 1010),
+           "common.py": (1470, 200), "tests": (15_500, 1_560)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
@@ -118,7 +118,7 @@ class Documents(unittest.TestCase):
                     self.assertLessEqual(len(line), 88, (path, number))
             if name in BUDGETS and name != "tests":
                 dense = sum(n >= 25 for n in found.values())
-                self.assertLessEqual(dense, 0.06 * len(found), path)
+                self.assertLessEqual(dense, 0.045 * len(found), path)
         for name, budget in BUDGETS.items():
             for i in (0, 1):
                 self.assertLessEqual(total[name, i], budget[i], name)
