@@ -135,7 +135,8 @@ def confirmed():
         heads, fraction = found["who"]["tens"]["carry"]
         stages = [head.split(".")[0] for head in heads.split(" + ")]
         ways[" + ".join(stages) if fraction >= 0.9 else "more heads"] += 1
-    return ["carry into the tens by", "of 40 models"], [[way, n] for way, n in ways.most_common()]
+    head = ["carry into the tens by", f"of {len(models)} models"]
+    return head, [[way, n] for way, n in ways.most_common()]
 
 # ---- Sorting -------------------------------------------------------------------------
 
@@ -161,6 +162,15 @@ def lengths():
         rows.append(row)
     head = ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"]
     return head, rows
+
+def all_lengths():
+    rows = []
+    for end, mask in (("", "no mask"), ("-causal", "causal mask")):
+        for pe in sort.ENCODINGS:
+            cells = [found[pe + end] for found in extrapolation()]
+            means = [mean(row[n]["accuracy"] for row in cells) for n in cells[0]]
+            rows.append([mask, pe, *(percent(x, 1) for x in means)])
+    return ["setting", "encoding", "8-16", *map(str, sort.LONG)], rows
 
 def mirror():
     recalls = [seed["alibi"]["8-16"]["recall"] for seed in extrapolation()]
