@@ -27,7 +27,7 @@ def check(config):
 class UserError(ValueError):
     """Something the user can put right. The message says what is wrong and what to type."""
 
-# ---- Files -----------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------
 
 def write(path, save):
     """save(temporary) writes a file, which is then moved into place: it is whole or not there."""
@@ -101,7 +101,7 @@ def load_records(folder, names, made_with, make, read):
             raise UserError(f"{folder / name}, record {len(found) + 1}: {error}") from None
     return files
 
-# ---- Training --------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------
 
 def adamw(model, config, beta2):
     """AdamW (Loshchilov & Hutter 2019); weight decay is for matrices, not for biases and norms."""
@@ -133,7 +133,7 @@ def side_by_side(function, jobs):
         for process in multiprocessing.active_children():
             process.terminate()  # after Ctrl-C they would train on
 
-# ---- Figures and flags -----------------------------------------------------------------
+# ---- Figures and flags ---------------------------------------------------------------
 
 def subplots(rows=1, columns=1, height=3.5, **options):
     """Like plt.subplots, but 8 inches wide, and the same whatever the backend of the user."""

@@ -20,7 +20,7 @@ from tests.command import TOP, contents, run
 
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
 BUDGETS = {"attention_addition.py": (6100, 960), "positional_sorting.py": (6500, 1010),
-           "common.py": (1470, 200), "tests": (15_500, 1_560)}  # code tokens, lines
+           "common.py": (1470, 200), "tests": (15_500, 1_700)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
@@ -114,7 +114,7 @@ class Documents(unittest.TestCase):
             total[name, 1] += len(source.splitlines())
             for number, line in enumerate(source.splitlines(), 1):
                 self.assertLessEqual(len(line), 100, (path, number))
-                if line.lstrip().startswith("# ") and not line.startswith(("# --", "# ==")):
+                if name in SCRIPTS and line.lstrip().startswith("# "):
                     self.assertLessEqual(len(line), 88, (path, number))
             if name in BUDGETS and name != "tests":
                 dense = sum(n >= 25 for n in found.values())
