@@ -863,7 +863,7 @@ def draw_heads(model, numbers):
     """Draw the attention weights of the heads on one list."""
     model(torch.tensor([numbers]))
     weights = model.blocks[0].attention.weights[0]                   # (n_head, T, T)
-    fig, axes = common.subplots(1, len(weights), squeeze=False)
+    fig, axes = common.subplots(1, len(weights), 2.8, squeeze=False)
     fig.suptitle(f"{name_of(model.config)}: attention weights (0 white to 1 blue)")
     for ax, grid in zip(axes[0], weights):
         ax.imshow(grid.numpy(), vmin=0, vmax=1, cmap="Blues")
