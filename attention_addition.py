@@ -423,7 +423,7 @@ def train(config, data):
     model = Adder(config)
     optimizer = common.adamw(model, config, beta2=0.95)
     source, target = tokenize(data["train"], config.num_digits)
-    mirror, _ = tokenize(data["train"].flip(1), config.num_digits)  # b+a
+    mirror, _ = tokenize(data["train"].flip(1), config.num_digits)  # b+a has the same target
     n_batches = max(1, len(source) // config.batch_size)  # the rest of an epoch is left out
     # Two generators, so that the order of the batches does not depend on the coin.
     shuffle = torch.Generator().manual_seed(config.model_seed)
