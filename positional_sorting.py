@@ -847,6 +847,8 @@ def inspect_swaps(model, data):
     falls = swapped.diff(dim=1) < 0                                  # (M, T - 1), one a list
     place = falls.int().argmax(dim=1) + 1                            # (M,), of the smaller number
     right = (model(clean) > 0) & (model(swapped) <= 0) & (place >= 2)
+    if not right.any():
+        return {}
     clean, swapped, place = clean[right], swapped[right], place[right]   # (M, T), (M, T), (M,)
     turned = {}
     for name, k in (("larger hidden", 1), ("one before hidden", 2)):
