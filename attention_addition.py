@@ -508,8 +508,9 @@ def replaced(model, outputs):
             attention.replace[h] = output
         yield
     finally:
-        for attention, _ in heads.values():
-            attention.replace = {}
+        for head in outputs.keys() & heads.keys():  # not those of a with block around this
+            attention, h = heads[head]
+            attention.replace.pop(h, None)
 
 @torch.inference_mode()
 def run(model, problems, replace=None):

@@ -137,6 +137,7 @@ class Addition(unittest.TestCase):
         removed = {"enc.L0.H0": 0, "dec.L0.H3": torch.zeros(1, 5, 16)}
         with replaced(MODEL, removed):
             assert_close(MODEL(*tokens), zeroed(*tokens))
+            run(MODEL, VAL, {"enc.L0.H1": 0})  # a block within this one does not end it
             assert solve(MODEL, VAL) == solve(zeroed, VAL)
         mirror = VAL.flip(1)  # b+a has the same sum: only heads tell the decoder which it is
         _, _, outputs = run(MODEL, mirror.tolist())
