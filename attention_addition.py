@@ -633,7 +633,7 @@ def measure_norms(model, problems):
 #
 # In four of five models the decoder brings carry and column by different heads. Seed 4
 # does not add like that: an encoder head puts the carry into the tokens of the tens,
-# and no two heads bring the column without it. Both ways are common in fresh models:
+# and no two heads bring the column. Both ways are found in fresh models:
 #
 # Result (tests.tables: confirmed): python -m tests.confirm adder
 #     carry into the tens by  of 6 models
