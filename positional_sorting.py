@@ -734,7 +734,7 @@ def measure_parts(model, data, start=1000):
 # So why does a sinusoidal encoding extrapolate while a learned one fails? As it is,
 # neither does: both are at chance at 256. But a sinusoidal one has waves that work at
 # any position. Keep the others as in training, and hide new distances, and it is right
-# on 98 to 100% at all lengths. A table has no trained row beyond 120, and so nothing to keep.
+# on 98 to 100% at all lengths. A table has no trained row beyond 120 to keep.
 
 def window(encoding):
     """The encoding, but a number attends only to those less than 16 places away."""
