@@ -1,7 +1,9 @@
 """What both scripts share and no lesson needs: files, the optimizer, processes, figures, flags."""
 import argparse
+import base64
 import inspect
 import json
+import math
 import multiprocessing
 import pickle
 import re
@@ -19,8 +21,9 @@ CORES = torch.get_num_threads()  # those that we may use
 def check(config):
     """UserError if a field is out of range."""
     for name, x in asdict(config).items():
-        if type(x) is int and x < 1:
-            raise UserError(f"{name} {x}: type a whole number of 1 or more")
+        low = 1 if type(x) is int else 0
+        if type(x) in (int, float) and not low <= x < math.inf:  # nor nan
+            raise UserError(f"{name} {x}: type a number of {low} or more")
     if config.d_model % (2 * config.n_head):
         raise UserError("type a --d-model that is a multiple of twice --n-head")
 
@@ -46,9 +49,13 @@ def save_figure(path, fig):
     print(path)
 
 def save_model(path, model):
-    """Write the weights, and the config that a model of the same shape is built from."""
+    """Write config and weights, and both once more as a script for out/explorer.html."""
     saved = {"config": asdict(model.config), "weights": model.state_dict()}
     write(path, lambda temporary: torch.save(saved, temporary))
+    for name, x in saved["weights"].items():
+        saved["weights"][name] = x.shape, base64.b64encode(x.numpy()).decode()
+    text = f"loaded = {json.dumps(saved)}"
+    write(path.with_suffix(".js"), lambda temporary: temporary.write_text(text))
 
 def load_model(path, Model, Config, typed):
     """The model in a file. If it was trained with other values than the typed, it is an error."""
@@ -67,16 +74,15 @@ def load_model(path, Model, Config, typed):
     return model.eval()
 
 def load_json(path):
-    """What a JSON file holds, or a file of the same name in JSON Lines (.jsonl)."""
+    """What a JSON file holds; of JSON Lines (.jsonl) a list."""
     try:
-        lines = path.with_suffix(".jsonl")
-        if not lines.exists():
-            return json.loads(path.read_text("utf-8"))
-        # As one array, in which each record keeps its line, so that errors tell it.
-        return json.loads("[" + ",\n".join(lines.read_text("utf-8").splitlines()) + "]")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} or {lines.name}: {error}; put it right, or delete {path.parent}, "
-                        "which is then made again") from None
+        text = path.read_text("utf-8")
+        if path.suffix == ".jsonl":  # one array, in which each record keeps its line
+            text = "[" + ",\n".join(text.splitlines()) + "]"
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; put it right, or delete {path.parent}, which is then "
+                        "made again") from None
 
 def load_records(folder, names, made_with, make, read):
     """Return {name: [read(record), ...]} of files in a folder, JSON Lines or a JSON array each.
@@ -92,14 +98,19 @@ def load_records(folder, names, made_with, make, read):
     if settings.exists() and load_json(settings) != made_with:
         raise UserError(f"{folder} was made with other flags (see {settings}); type these, or "
                         "another --data-dir")
-    files = {name: [] for name in names}
-    for name, found in files.items():
-        try:
-            for record in load_json(folder / f"{name}.json") or [None]:
-                found.append(read(record))
-        except (UserError, LookupError, TypeError) as error:
-            raise UserError(f"{folder / name}, record {len(found) + 1}: {error}") from None
-    return files
+    data = {}
+    for name in names:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            path = folder / f"{name}.jsonl"
+        data[name] = []
+        for record in load_json(path) or [None]:
+            try:
+                data[name].append(read(record))
+            except (UserError, LookupError, TypeError) as error:
+                raise UserError(f"{path}, record {len(data[name]) + 1} is not as data/README.md "
+                                f"has it: {error}") from None
+    return data
 
 # ---- Training ------------------------------------------------------------------------
 
