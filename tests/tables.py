@@ -67,44 +67,42 @@ def least(weights, queries, keys):
     return min(sum(weights[q][k] for k in keys[q]) for q in queries)
 
 def reads():
-    rows = []
-    for seed, attention in adders("head_analysis/attention").items():
-        joins, lower = {}, {}
+    """Of the best head in each model, the least mean weight of any digit."""
+    joins, lower = [], []
+    for attention in adders("head_analysis/attention").values():
+        other, below = [], []
         for head, w in attention.items():
             if head.startswith("enc"):  # rows and columns Ha Ta Ua + Hb Tb Ub
-                other = {0: [4], 1: [5], 2: [6], 4: [0], 5: [1], 6: [2]}
-                joins[head] = least(w, other, other)
-                lower[head] = least(w, [0, 1, 4, 5], {0: [1, 5], 4: [1, 5], 1: [2, 6], 5: [2, 6]})
+                pairs = {0: [4], 1: [5], 2: [6], 4: [0], 5: [1], 6: [2]}
+                other.append(least(w, pairs, pairs))
+                below.append(least(w, [0, 1, 4, 5], {0: [1, 5], 4: [1, 5], 1: [2, 6], 5: [2, 6]}))
             if head.startswith("cross"):  # rows Th H T U
-                lower[head] = least(w, [1, 2], {1: [1, 5], 2: [2, 6]})
-        row = [seed]
-        for found in (joins, lower):
-            head = max(found, key=found.get)
-            row.append(f"{head} {found[head]:.2f}")
-        rows.append(row)
-    return ["model seed", "encoder, other digit of the column", "next lower column"], rows
+                below.append(least(w, [1, 2], {1: [1, 5], 2: [2, 6]}))
+        joins.append(f"{max(other):.2f}")
+        lower.append(f"{max(below):.2f}")
+    rows = [["encoder, other digit of the column", *joins], ["next lower column", *lower]]
+    return ["model seed", *SEEDS], rows
 
 def idle():
-    rows = []
-    for seed, found in adders("head_analysis/ablation").items():
-        norms = found["norm"]
-        idle_norms = [norms[head] for head in found["idle"]]
-        other = [x for head, x in norms.items() if head not in found["idle"]]
-        rows.append([seed, f"{len(idle_norms)} of {len(norms)}", found["wrong_without_idle"],
-                     f"{min(idle_norms):.2f}-{max(idle_norms):.2f}",
-                     f"{min(other):.2f}-{max(other):.2f}"])
-    return ["model seed", "idle", "wrong without", "norm, idle", "norm, others"], rows
+    found = adders("head_analysis/ablation").values()
+    idle = [len(ablation["idle"]) for ablation in found]
+    wrong = [ablation["wrong_without_idle"] for ablation in found]
+    row = [f"{min(idle)}-{max(idle)} of {len(next(iter(found))['zero'])}", max(wrong)]
+    return ["idle heads", "wrong of 810,000 without them, at most"], [row]
 
-def who():
+def who(columns=("tens", "hundreds")):
     rows = []
     for seed, brings in adders("head_analysis/brings").items():
-        for column in ("tens", "hundreds"):
+        for column in columns:
             row = [seed, column]
             for what in ("carry", "column"):
                 head, fraction = brings["who"][column][what]
                 row.append(f"{head} {percent(fraction)}")
             rows.append(row)
-    return ["model seed", "digit", "carry (%)", "column (%)"], rows
+    return ["model seed", "digit", "carry", "column"], rows
+
+def tens():
+    return who(["tens"])
 
 def nines():
     brings = adders("head_analysis/brings")[1]
@@ -135,8 +133,16 @@ def confirmed():
         heads, fraction = found["who"]["tens"]["carry"]
         stages = [head.split(".")[0] for head in heads.split(" + ")]
         ways[" + ".join(stages) if fraction >= 0.9 else "more heads"] += 1
-    head = ["carry into the tens by", f"of {len(models)} models"]
-    return head, [[way, n] for way, n in ways.most_common()]
+    ways = dict(ways.most_common())
+    return ["carry into the tens by", *ways], [[f"of {len(models)} models", *ways.values()]]
+
+def one_bit():
+    """Over the models of tests.confirm: errors of 40,000 if a head says one bit."""
+    heads = [bit for found in lines_of("addition/confirm.json") for bit in found["one_bit"].values()]
+    row = [len(heads), max(bit["wrong"] for bit in heads)]
+    for control in ("no bit", "bits of other problems"):
+        row.append(spread([bit[control] / 40_000 for bit in heads]))
+    return ["heads", "wrong of 40,000, at most", "no bit, %", "other bits, %"], [row]
 
 # ---- Sorting -------------------------------------------------------------------------
 
