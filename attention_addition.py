@@ -828,13 +828,14 @@ def look_inside(model, data, folder):
         wrong = count_wrong(model, problems)
     groups = groups_of(model)
     brought = interchange(model, groups)
+    single = {name: heads for name, heads in groups.items() if "+" not in name}
     who = who_brings(brought)
     results = {"attention": {head: w.mean(dim=0).tolist() for head, w in weights.items()},
                "ablation": {"accuracy": right, **table, "idle": idle, "wrong_without_idle": wrong,
                             "ranking": sorted(weights, key=table["mean"].get)},
                "brings": {"brought": brought, "who": who,
-                          "unrelated": interchange(model, groups, donor=2),
-                          "no nines": interchange(model, groups, nines=False),
+                          "unrelated": interchange(model, single, donor=2),
+                          "no nines": interchange(model, single, nines=False),
                           "one_bit": measure_bits(model, data["val"], who, problems)}}
     for name, found in results.items():
         common.save_json(folder / f"head_analysis/{name}.json", found)

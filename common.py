@@ -194,7 +194,7 @@ def run(main, parser, Config):
 
     What the user can put right ends in one sentence and exit code 2.
     """
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # questions may stand between flags
     typed = {name: x for name, x in vars(args).items() if hasattr(Config, name)}
     args.mode = args.mode or ("infer" if args.questions else "all")
     if (args.mode == "infer") != bool(args.questions) and args.mode != "analyze":

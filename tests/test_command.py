@@ -64,7 +64,7 @@ class Commands(unittest.TestCase):
             self.assertEqual(contents(), before)
 
     def test_files(self):
-        training = {"best_model.pth", "training_log.json", "training_curves.png"}
+        training = {"best_model.pth", "best_model.js", "training_log.json", "training_curves.png"}
         expected = {
             "out/addition": training,
             "out/addition/head_analysis": {"ablation.json", "attention.json", "brings.json",
@@ -93,7 +93,7 @@ class Commands(unittest.TestCase):
         expected = [f"{a}+{b}={c}" for (a, b), c in
                     zip([(34, 15), (99, 10)], add.solve(model, [(34, 15), (99, 10)]))]
         Path("file").write_text("34+15\n99 + 10\n")
-        for line in ("34+15 '99 + 10'", "@file"):
+        for line in ("34+15= --d-ff 8 '99 + 10'", "@file"):
             self.assertEqual(self.good(add, line).split(), expected)
         (p,) = sort.solve(sort.load(Path(MODEL[sort])), [[9, 4, 7]])
         said = f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}"
@@ -184,7 +184,7 @@ class Commands(unittest.TestCase):
 
     def test_wrong_words(self):
         both = {"--mode dance": "invalid choice: 'dance'", "--step 10": "unrecognized",
-                "--steps 0": "1 or more", "--n-head 3": "multiple of twice --n-head",
+                "--steps 0": "1 or more", "--lr nan": "0 or more", "--warmup -1": "1 or more", "--n-head 3": "multiple of twice --n-head",
                 "--mode infer": "questions go with", "--mode train 34+15": "questions go with",
                 "'5 6;7'": "expected", "--mode train --lr 1e30 {}": "type a smaller --lr"}
         of_one = {add: {"--num-digits 1 --data-dir new": "only 45 pairs; type a smaller",
