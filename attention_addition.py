@@ -538,7 +538,8 @@ def draw_heads(model, a, b):
     target = list(f"{a + b:0{model.config.num_digits + 1}}")
     n_rows = 3 * model.config.n_layer
     fig, axes = common.subplots(n_rows, model.config.n_head, 1.8 * n_rows + 0.5, squeeze=False)
-    fig.suptitle(f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]}")
+    fig.suptitle(f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]} "
+                 f"(model seed {model.config.model_seed})")
     for ax, (head, grid) in zip(axes.flat, weights.items()):
         queries = source if head.startswith("enc") else target
         keys = ["start", *target[:-1]] if head.startswith("dec") else source
@@ -691,7 +692,7 @@ def who_brings(table):
     return found
 
 def draw_interchange(table, title):
-    """Draw what each head, alone, brings to each digit: a panel per digit, a bar per head."""
+    """Draw what each head brings to each digit: a panel per digit, a bar per head."""
     fig, axes = common.subplots(1, len(table), 4.5, sharey=True)
     fig.suptitle(title)
     colors = {"nothing": "0.85", "carry": "#E69F00", "column": "#0072B2", "both": "black",
@@ -842,7 +843,9 @@ def look_inside(model, data, folder):
     for column, row in who.items():
         for what, (head, fraction) in row.items():
             print(f"{column}: {head} brings the {what} in {fraction:.0%} of the pairs")
-    title = f"What does a head bring from another problem? (model seed {model.config.model_seed})"
+    carry, column = who["tens"]["carry"], who["tens"]["column"]
+    title = (f"Tens: {carry[0]} brings the carry in {carry[1]:.0%}, {column[0]} the column in "
+             f"{column[1]:.0%}\n(of random pairs of problems, model seed {model.config.model_seed})")
     common.save_figure(folder / "head_analysis/brings.png", draw_interchange(brought, title))
     for a, b in EXAMPLES if n == 3 else []:
         path = folder / f"attention_patterns/example_{a}+{b}.png"
@@ -858,7 +861,7 @@ def ask(args, typed):
     for text in args.questions:
         match = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*=?\s*", text, re.ASCII)
         if not match:
-            raise UserError(f"expected a problem as in 347+159, found {text!r}")
+            raise UserError(f"expected a problem as in 347+159, or @file, found {text!r}")
         a, b = int(match[1]), int(match[2])
         print(f"{a}+{b}={solve(model, [(a, b)])[0]}")
         if args.mode == "analyze":

@@ -38,6 +38,7 @@ def write(path, save):
     temporary = path.with_name(f".{path.name}.tmp")
     save(temporary)
     temporary.replace(path)
+    print(path)
 
 def save_json(path, *things):
     """Write JSON, a line for each thing."""
@@ -46,7 +47,6 @@ def save_json(path, *things):
 
 def save_figure(path, fig):
     write(path, lambda temporary: fig.savefig(temporary, format="png", dpi=200))
-    print(path)
 
 def save_model(path, model):
     """Write config and weights, and both once more as a script for out/explorer.html."""
@@ -152,22 +152,24 @@ def subplots(rows=1, columns=1, height=3.5, **options):
     fig = Figure(figsize=(8, height), layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
 
-def draw_training(history, guess, title):
+def draw_training(log, guess, title):
     """Draw loss and accuracy over the steps; guess is the loss of guessing."""
     fig, (left, right) = subplots(1, 2)
     fig.suptitle(title)
-    for ax, name in ((left, "train_loss"), (left, "val_loss"), (right, "val_accuracy")):
-        ax.plot([row["step"] for row in history], [row[name] for row in history], ".-", label=name)
-        ax.set(xlabel="training step")
-        ax.legend()
-    left.axhline(guess, color="black")
-    left.set(yscale="log", ylabel="cross-entropy (nats); line: guessing")
+    steps = [row["step"] for row in log["history"]]
+    left.plot(log["losses"], color="#56B4E9", label="training, each batch")
+    left.plot(steps, [row["val_loss"] for row in log["history"]], "ko-", label="validation")
+    left.axhline(guess, color="black", linestyle="dotted", label="guessing")
+    left.set(yscale="log", xlabel="training step", ylabel="cross-entropy (nats)")
+    left.legend()
+    right.plot(steps, [100 * row["val_accuracy"] for row in log["history"]], "ko-")
+    right.set(xlabel="training step", ylabel="right in validation (%)", ylim=(0, 103))
     return fig
 
 def save_training(path, model, log, guess, title):
     """Write log and curves beside a model, and the model last: none is without its log."""
     save_json(path.with_name("training_log.json"), {"config": asdict(model.config), **log})
-    save_figure(path.with_name("training_curves.png"), draw_training(log["history"], guess, title))
+    save_figure(path.with_name("training_curves.png"), draw_training(log, guess, title))
     save_model(path, model)
 
 def flags(Config, modes, doc):
