@@ -1,123 +1,79 @@
 """tests/grade.py finds the faults of students.    python -m unittest tests.test_grade"""
-import contextlib
-import io
 import tempfile
 import unittest
 from pathlib import Path
-from unittest import mock
 
-from tests import grade
+from tests.command import TOP, run
 
-FUNCTION = """
-def scaled_dot_product_attention(q, k, v, mask=None, causal=False):
-    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores.masked_fill(mask == 0, -torch.inf)
-    weights = torch.softmax(scores, dim=-1)
-    return weights @ v
-"""
-MODULE = """
+STUDENT = """
+import torch
+def scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.5):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if attn_mask is not None:
+        scores = scores.masked_fill(attn_mask == 0, -torch.inf)
+    return torch.dropout(scores.softmax(dim=-1), dropout_p, True) @ v
 class MultiHeadAttention(torch.nn.Module):
     def __init__(self, d_model, n_head):
         super().__init__()
         self.n_head = n_head
         self.to_q, self.to_k, self.to_v = [torch.nn.Linear(d_model, d_model) for _ in "qkv"]
-    def forward(self, query, key, value, mask=None):
-        B, T, C = query.shape
-        qkv = self.to_q(query), self.to_k(key), self.to_v(value)
-        q, k, v = [x.view(B, T, self.n_head, -1).transpose(1, 2) for x in qkv]
-        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-        if mask is not None:
-            scores = scores.masked_fill(mask == 0, -1e9)
-        heads = torch.dropout(torch.softmax(scores, dim=-1), 0.5, self.training) @ v
-        return heads.transpose(1, 2).reshape(B, T, C)
+    def forward(self, x, key, value, attn_mask=None):
+        qkv = [self.to_q(x), self.to_k(key), self.to_v(value)]
+        q, k, v = [y.view(*y.shape[:2], self.n_head, -1).transpose(1, 2) for y in qkv]
+        heads = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=0)
+        return heads.transpose(1, 2).reshape(x.shape)
 """
-SCALE = " / q.shape[-1] ** 0.5"
-TRIL = " + torch.ones(q.shape[-2], q.shape[-2]).tril().log()"  # of a causal mask: 0 or -infinity
-FILL = "scores.masked_fill(mask == 0, -torch.inf)"
-
-# Code, what to replace in it, by what, and the last line: about the mask, or about the fault.
-RIGHT = [
-    (FUNCTION, "", "", "ok     mask, True where a query may attend"),
-    (FUNCTION, FILL, "scores - 1e9 * (1 - mask)", "ok     mask, 1 where a query may attend.*"),
-    (FUNCTION, FILL, "scores + mask", "note   mask, added to the scores; .*"),
-    (MODULE, "mask == 0", "mask.unsqueeze(1) == 0", "ok     mask, True where .* may attend"),
-    (MODULE, SCALE, " - torch.arange(T)", "ok     mask, True .*"),  # with positions inside
-    (MODULE, "key, value, mask=None):", "mask):\n        key = value = query", "ok .*"),
-    ("from torch.nn.functional import scaled_dot_product_attention" + MODULE, "", "", "ok .*"),
+FILL = "scores.masked_fill(attn_mask == 0, -torch.inf)"
+RIGHT = [  # what to replace, and by what
+    (FILL, "scores - 1e9 * (1 - attn_mask)"),
+    (FILL, "scores + attn_mask"),
+    ("scores.softmax(dim=-1)", "torch.zeros(scores.shape).copy_(scores.softmax(dim=-1))"),
+    ("dim=-1", "dim=-1, dtype=torch.float32"),
+    ("attn_mask=None", "key_padding_mask=None, attn_mask=None"),
+    ("key, value, attn_mask=None):", "attn_mask):\n        key = value = x"),
+    ("class", "from torch.nn.functional import scaled_dot_product_attention\nclass"),
 ]
-WRONG = [
-    (FUNCTION, SCALE, "", "output: the scores are not scaled; .*"),
-    (FUNCTION, SCALE, " / q.shape[-1]", "output: the scores are divided by d_head, .*"),
-    (FUNCTION, SCALE, " / 24 ** 0.5", "output: scores are divided by sqrt.d_model.*"),
-    (FUNCTION, "dim=-1", "dim=-2", "output: the softmax runs over the queries, .*"),
-    (FUNCTION, "dim=-1", "dim=1", "output: the softmax runs over the heads, .*"),
-    (FUNCTION, "@ v", "@ k", "output: it differs from PyTorch's output"),
-    (FUNCTION, "weights @ v", "weights, weights @ v", "output shape: .*; return .*"),
-    (FUNCTION, "weights @ v", "weights.detach() @ v", "gradient: .*"),
-    (FUNCTION, "weights @ v", "(weights @ v).data", "gradient: .*"),
-    (FUNCTION, "is not None", "is 0", "mask: it is ignored"),
-    (FUNCTION, "-torch.inf", "0", "mask: hidden scores are set to 0; .*"),
-    (FUNCTION, FILL, "scores\n        return scores.softmax(-1) * mask @ v", "mask: it comes .*"),
-    (FUNCTION, FILL, "score", "it raises NameError: name 'score' is not defined"),
-    (MODULE, "T, self.n_head, -1).transpose(1, 2)", "self.n_head, T, -1)", "heads: cut them .*"),
-    (MODULE, "-1).transpose(1, 2)", "-1)", "heads: cut them .*"),
-    (MODULE, ".transpose(1, 2)", "", "heads: cut them .*"),
-    (MODULE, "heads.transpose(1, 2)", "heads", "heads: .*; join them .*"),
-    (MODULE, SCALE, SCALE + TRIL, "without a mask: tokens see earlier ones only"),
-    (MODULE, SCALE, SCALE + TRIL + ".mT", "without a mask: tokens see later ones only"),
-    (FUNCTION, SCALE, SCALE + TRIL, "output: a causal mask is always on; .*"),
-    (FUNCTION, SCALE, SCALE + TRIL + ".mT", "output: a mask, upside down, is always on; .*"),
-    (FUNCTION, "mask == 0", "mask.mT == 0", "mask: it is upside down, .*"),
-    (FUNCTION, "mask == 0", "mask", "mask: True hides a key; .* --mask-true hides"),
-    (MODULE, "is not None", "is 0", "mask: it is ignored"),
-    (MODULE, "-1e9", "0", "mask: it leaks; .*"),
-    (MODULE, "dim=-1", "dim=0", "examples: .*"),
-    (MODULE, "(B, T, C)", "(B, T, C)[..., :4]", "output shape: it is .*4.*"),
+WRONG = [  # the same, and what is said
+    (" / q.shape[-1] ** 0.5", "", "output: the scores are not scaled; .*"),
+    ("True) @ v", "True).detach() @ v", "gradient: .*"),
+    ("dropout_p, True", "0.5, True", "two calls: they differ; .*"),
+    ("-torch.inf", "0", "mask: it leaks; .*"),
+    ("attn_mask == 0", "attn_mask", "mask, inverted: .* --mask-true"),
+    ("attn_mask", "hidden", 'mask: no parameter has "mask" in its name'),
+    (FILL, "score", "mask: it raises NameError.*"),
+    ("-1).transpose(1, 2)", "-1)", "heads: cut .*"),
+    ("=attn_mask,", "=torch.ones(x.shape[1], x.shape[1]).tril(),", "all tokens: .*"),
+    ("*y.shape[:2]", "*x.shape[:2]", "inputs: more keys than queries fail; .*"),
+    ("to_k(key)", "to_k(x)", "inputs: more keys than queries fail; .*"),
+    ("qkv = [", "key = value = x\n        qkv = [", "inputs: .*value does not change the output"),
 ]
 
 class Grade(unittest.TestCase):
-    def grade(self, path, *words):
-        output, errors = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            argv = mock.patch("sys.argv", ["grade", str(path), *words])
-            with argv, self.assertRaises(SystemExit) as end:
-                grade.main()
-        return end.exception.code, output.getvalue(), errors.getvalue()
-
-    def grade_code(self, code, old="", new="", *words):
-        self.assertIn(old, code)
+    def grade(self, files, *words):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "student.py")
-            path.write_text("import torch\n" + (code.replace(old, new) if old else code))
-            return self.grade(path, *words)
+            for path, code in files.items():
+                Path(folder, path).parent.mkdir(exist_ok=True)
+                Path(folder, path).write_text(code)
+            return run("tests/grade.py", *files, *words, cwd=folder)
 
-    def test_one_part(self):
-        for cases, start, expected in [(RIGHT, "", 0), (WRONG, "WRONG: ", 1)]:
-            for code, old, new, line in cases:
-                status, output, _ = self.grade_code(code, old, new)
-                self.assertRegex(output, rf"\A\w+:\n(ok .*\n)*{start}{line}\n(.*\n)*\Z", new)
-                self.assertEqual(status, expected)
+    def test_right(self):
+        files = {f"{i}.py": STUDENT.replace(*case) for i, case in enumerate(RIGHT)}
+        result = self.grade(files, TOP / "attention_addition.py")
+        self.assertEqual((result.returncode, result.stdout.count("ok     mask")), (0, 15), result)
 
-    def test_both_parts_but_no_main(self):
-        code = FUNCTION + MODULE + "if __name__ == '__main__':\n    1 / 0\n"
-        status, output, _ = self.grade_code(code, "weights @ v", "weights @ k")
-        self.assertEqual((status, output.count("WRONG"), output.count("ok ")), (1, 1, 8), output)
+    def test_wrong(self):
+        result = self.grade({f"{i}.py": STUDENT.replace(*row[:2]) for i, row in enumerate(WRONG)})
+        self.assertEqual(result.returncode, 1)
+        for i, (_, _, line) in enumerate(WRONG):
+            self.assertRegex(result.stdout, rf"(?m)^{i}\.py, \w+:\n(ok .*\n)*WRONG: {line}$")
 
-    def test_the_masks_meaning_and_two_faults(self):
-        status, output, _ = self.grade_code(FUNCTION, "mask == 0", "mask", "--mask-true", "hides")
-        self.assertEqual((status, output.count("ok ")), (0, 4), output)
-        _, output, _ = self.grade_code(FUNCTION.replace(SCALE, ""), "mask is not None", "False")
-        self.assertRegex(output, "(?s)not scaled; .*ok     gradient\nWRONG: mask: it is ignored\n")
-
-    def test_files_that_cannot_be_tested(self):
-        for code, words in [("def f(:", "SyntaxError"), ("raise SystemExit(0)", "SystemExit"),
-                            ("import no_such_module", "no_such_module"), ("", "defines neither")]:
-            status, output, errors = self.grade_code(code)
-            self.assertRegex(errors, rf"\A.*student.py .*{words}.*\n\Z")
-            self.assertEqual((status, output), (2, ""))
-        self.assertEqual(self.grade("missing.py")[0], 2)
-
-    def test_our_own(self):
-        status, output, errors = self.grade(Path(__file__).parents[1] / "attention_addition.py")
-        self.assertEqual((status, output.count("ok "), "note" in output), (0, 9, False), errors)
+    def test_files_and_flags(self):
+        files = {"a/beside.py": STUDENT, "b/beside.py": STUDENT.replace(FILL, "scores"),
+                 **dict.fromkeys(["a/0.py", "b/0.py"], "from beside import *"),
+                 "c/0.py": "def f(:", "d/0.py": ""}
+        result = self.grade(files, "missing.py")
+        self.assertEqual((result.returncode, result.stdout.count("it is ignored")), (2, 4), result)
+        self.assertRegex(result.stderr, r"\Ac/.* SyntaxError.*\nd/.* neither .*\nmissing.*\n\Z")
+        files = {"0.py": STUDENT.replace("attn_mask == 0", "attn_mask")}
+        self.assertEqual(self.grade(files, "--mask-true", "hides").returncode, 0)
+        self.assertRegex(self.grade({"0.py": "1 / 0"}, "--help").stdout, "is compared with")
