@@ -1,15 +1,15 @@
 """Do positional encodings extrapolate?  Trained on short lists, tested on long ones.
 
 A transformer encoder reads a list of numbers and decides whether it is sorted. It
-learns from 10,000 lists of 8 to 16 numbers and is tested on lists of up to 256 (length
-generalization). Vaswani et al. 2017 chose sinusoidal encodings because they "may allow
-the model to extrapolate". We compare five encodings, and look for what stops them.
+learns from lists of 8 to 16 numbers and is tested on up to 256 (length generalization).
+Vaswani et al. 2017 chose sinusoidal encodings because they "may allow the model to
+extrapolate". We compare five encodings, and look for what stops them.
 
-  python positional_sorting.py "3 15 27 41 55 61 88 70"      ask, two seconds
-  python positional_sorting.py                               train, test, explain: minutes
-  python positional_sorting.py --mode train --pe rope        one model, into out/sorting/rope
-  python positional_sorting.py --mode extrapolate --pe learned    test it on long lists
-  python positional_sorting.py --mode analyze "3 15 27 22"   draw its attention on a list
+  python positional_sorting.py "3 15 27 41 55 61 88 70"   ask, two seconds
+  python positional_sorting.py                            train, test, explain: minutes
+  python positional_sorting.py --mode train --pe rope     one model, into out/sorting
+  python positional_sorting.py --mode extrapolate --pe learned   test it on long lists
+  python positional_sorting.py --mode analyze "3 15 27 22"   draw attention on a list
 
 From Python, no file is read or written:
 
@@ -17,15 +17,15 @@ From Python, no file is read or written:
   model, log = train(config, make_data(config))
   solve(model, [[3, 15, 27, 41, 55, 61, 88, 70]])   the probability that it is sorted
 
-Comments give tensor shapes: B lists in a batch or N in all, T numbers in a list,
-C = d_model. For attention step by step see section 2 of attention_addition.py.
+Shapes: B lists in a batch or N in all, T numbers in a list, C = d_model. Attention step
+by step is section 2 of attention_addition.py.
 """
 import copy
 import math
 import random
+import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -69,73 +69,64 @@ class Config:
 
 # ---- 1. The task and its data --------------------------------------------------------
 # A list is sorted if no number is smaller than the one before it. A model trained on
-# shuffled lists alone misses lists with a single swap. So there are five kinds of
-# unsorted lists.
+# shuffled lists alone misses a single swap, so there are five kinds of unsorted lists.
+# Lists come in pairs, a sorted one and an unsorted one of the same numbers. A model
+# that does not see their order is right on exactly one of the two.
 #
-# The answer must depend on the order only. So lists come in pairs, a sorted one and an
-# unsorted one of the same numbers. A model that does not see their order is right on
-# exactly one of the two.
-#
-# In a sorted list of 256 numbers from 0 to 99, nearly all neighbours are equal or one
-# apart. To be fair, short lists must have such neighbours too. So half of all lists
-# take their numbers from a narrow range.
+# Among 256 sorted numbers from 0 to 99 nearly all neighbours are equal or one apart. So
+# half of all lists take their numbers from a narrow range: short lists have such
+# neighbours too.
 
 N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
 PAD = 100        # fills up short lists
-N_TOKENS = 101
 UNSORTED = ["adjacent_swap", "random_swap", "swaps", "shuffled", "reversed"]
 LENGTHS = list(range(8, 17))
 LONG = [16, 32, 64, 128, 256]
 
 def draw_sorted(rng, length):
-    """Draw `length` numbers, not all equal, and sort them; half of the lists are narrow."""
+    """Draw `length` numbers, not all equal, and sort them."""
     while True:
         width = N_NUMBERS
-        if rng.random() < 0.5:
-            width = int(2 * 50 ** rng.random())  # 2 to 3 is as likely as 20 to 39
+        if rng.random() < 0.5:  # a narrow range; 2 to 3 is as likely as 20 to 39
+            width = int(2 * 50 ** rng.random())
         low = int((N_NUMBERS + 1 - width) * rng.random())
         numbers = sorted(low + int(width * rng.random()) for _ in range(length))
         if numbers[0] < numbers[-1]:
             return numbers
 
 def unsort(rng, numbers, kind):
-    """Return sorted numbers in an unsorted order.
-
-    adjacent_swap: two unequal neighbours change places. random_swap: any two numbers.
-    swaps: any two, length // 3 times, at least twice. shuffled: at random. reversed:
-    from large to small.
-    """
+    """Put sorted numbers out of order."""
     x = list(numbers)
     length = len(x)
-    while x == numbers:  # again if equal numbers have changed places
-        if kind == "adjacent_swap":
+    while x == numbers:  # again if only equal numbers have changed places
+        if kind == "shuffled":
+            x.sort(key=lambda _: rng.random())
+        elif kind == "reversed":
+            x.reverse()
+        elif kind == "adjacent_swap":  # of two unequal neighbours
             rises = [i for i in range(length - 1) if x[i] < x[i + 1]]
             i = rises[int(len(rises) * rng.random())]
             x[i], x[i + 1] = x[i + 1], x[i]
-        elif kind in ("random_swap", "swaps"):
-            for _ in range(1 if kind == "random_swap" else max(2, length // 3)):
+        else:  # "random_swap" of any two numbers, or several "swaps"
+            for _ in range(max(2, length // 3) if kind == "swaps" else 1):
                 i = int(length * rng.random())
                 j = int(length * rng.random())
                 x[i], x[j] = x[j], x[i]
-        elif kind == "shuffled":
-            x.sort(key=lambda _: rng.random())
-        else:
-            x.reverse()
     return x
 
 def pad(lists):
-    """Turn lists of numbers into one tensor (N, T), with PAD after the end of short ones."""
+    """Turn lists into one tensor (N, T), with PAD after the end of short ones."""
     tensors = [torch.tensor(x) for x in lists]
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
 
 def to_data(lists, kinds):
-    """What all functions below call data: the lists (N, T), and the kind of each."""
+    """What is called data below: the lists (N, T), and the kind of each."""
     if not {"sorted"} < set(kinds):
         raise UserError("expected at least one sorted and one unsorted list in each file")
     return pad(lists), kinds
 
 def draw_data(rng, n, lengths, seen):
-    """Draw n lists, in pairs of a sorted and an unsorted one, the kinds in turn."""
+    """Draw n lists, in pairs, the kinds in turn."""
     lists, kinds = [], []
     while len(lists) < n:
         kind = UNSORTED[len(lists) // 2 % len(UNSORTED)]
@@ -147,67 +138,63 @@ def draw_data(rng, n, lengths, seen):
     return to_data(lists[:n], kinds[:n])
 
 def make_data(config):
-    """Draw the data of each file: {"train": (lists, kinds), "extrapolation/32": ...}."""
+    """Draw all data: {"train": (lists, kinds), "extrapolation/32": ..., ...}."""
     # Half of the training lists have 16 numbers: only these reach position 15.
     sets = [("test", config.n_test, LENGTHS, 0), ("val", config.n_val, LENGTHS, 1),
-            ("train", config.n_train, [*range(8, 16), *(8 * [16])], 2)]
+            ("train", config.n_train, LENGTHS[:-1] + 8 * LENGTHS[-1:], 2)]
     for length in LONG:
         sets.append((f"extrapolation/{length}", config.n_test, [length], length))
-    seen = set()
-    data = {}
-    for name, n, lengths, number in sets:
-        rng = random.Random(10_000 * config.seed + number)  # a stream of its own
+    seen, data = set(), {}
+    for name, n, lengths, stream in sets:
+        rng = random.Random(10_000 * config.seed + stream)
         data[name] = draw_data(rng, n, lengths, seen)
     return data
 
-def to_records(data):
-    """Lines of a data file.
-
-    {"sequence": [3, 15, 27], "is_sorted": 1, "length": 3, "kind": "sorted"}
-    """
+def to_records(lists, kinds):
+    """Lines of a file: {"sequence": [3, 15], "is_sorted": 1, "length": 2, "kind": ...}."""
     records = []
-    for x, kind in zip(*data):
+    for x, kind in zip(lists, kinds):
         x = x[x != PAD].tolist()
-        is_sorted = int(kind == "sorted")
-        records.append({"sequence": x, "is_sorted": is_sorted, "length": len(x), "kind": kind})
+        records.append({"sequence": x, "is_sorted": int(kind == "sorted"), "length": len(x),
+                        "kind": kind})
     return records
 
 def check_numbers(x, config):
     """UserError unless x is a list that a model can read."""
     in_range = all(type(number) is int and 0 <= number < N_NUMBERS for number in x)
     if not in_range or not 2 <= len(x) <= config.max_len:
-        raise UserError(f"expected 2 to {config.max_len} numbers from 0 to 99")
+        raise UserError(f"expected 2 to {config.max_len} numbers from 0 to 99, found {x}")
 
 def load_data(folder, names, config):
     """Return {name: data} of the files in a folder, made if there is none."""
     made_with = {flag: getattr(config, flag) for flag in ("seed", "n_train", "n_val", "n_test")}
     def make():
-        return {name: to_records(data) for name, data in make_data(config).items()}
+        return {name: to_records(*data) for name, data in make_data(config).items()}
     def read(record):
         x = record["sequence"]
         check_numbers(x, config)
         is_sorted = x == sorted(x)
-        if record["is_sorted"] != is_sorted or record["length"] != len(x):
+        if [record["is_sorted"], record["length"]] != [is_sorted, len(x)]:
             raise UserError("is_sorted or length is wrong")
-        return x, "sorted" if is_sorted else record.get("kind", "unsorted")
+        if is_sorted:
+            return x, "sorted"
+        kind = record.get("kind")
+        return x, kind if kind in UNSORTED else "unsorted"  # your own data need none
     files = common.load_records(folder, names, made_with, make, read)
     return {name: to_data(*zip(*records)) for name, records in files.items()}
 
 # ---- 2. Five positional encodings ----------------------------------------------------
-# In attention the vector of each number becomes a weighted mean of the vectors of all
-# numbers. Nothing in it depends on their order: permute the numbers, and the outputs
-# are permuted in the same way. At the end the vectors of all numbers are pooled into
-# one, here by the largest value of each channel. Then the order is gone.
+# Attention replaces the vector of each number by a weighted mean of the vectors of all
+# numbers. Permute the numbers, and the outputs are permuted in the same way. Then max
+# pooling takes the largest value of each channel, and the order is gone.
 #
-# With a causal mask a number attends to itself and to earlier numbers only. This is
-# itself a source of order (Kazemnejad et al. 2023): a head can look for an earlier
-# number that is larger, and a sorted list has none. So with a mask, order is seen even
-# without positional encoding (NoPE).
+# With a causal mask a number attends to itself and to earlier numbers only. So a head
+# can look for an earlier number that is larger, and a sorted list has none. The mask
+# shows the order even without positional encoding (NoPE; Kazemnejad et al. 2023).
 #
-# An encoding can enter at three points: the embedded numbers, the queries and keys, or
-# the scores q k^T. Each is one method of the class Encoding. It is called absolute if
-# the answer changes when all positions grow by the same amount, else relative. To write
-# your own, add a subclass, and its name to ENCODINGS; it works in every mode.
+# An encoding changes the embedded numbers, the queries and keys, or the scores q k^T.
+# It is called absolute if the answer changes when all positions grow by the same
+# amount, else relative. To write your own, add a subclass, and its name to ENCODINGS.
 
 class Encoding(nn.Module):
     """No positional encoding. Each of the others overrides one of three methods."""
@@ -230,31 +217,27 @@ class Encoding(nn.Module):
         return scores
 
 def frequencies(width):
-    """The angular frequencies of width / 2 pairs of channels: from 1 down towards 1/10,000."""
+    """The angular frequencies of pairs of channels, from 1 down towards 1/10,000."""
     return 10_000.0 ** (-torch.arange(0, width, 2) / width)  # (width/2,), radians per position
 
 def sinusoids(position, d_model):
-    """Sine and cosine of the position at C / 2 frequencies (Vaswani et al. 2017, section 3.5).
+    """Waves: sines and cosines of the position (Vaswani et al. 2017, section 3.5).
 
-    position (..., T) -> (..., T, C). With frequencies 1 and 0.1 positions 0 to 3 would get
-
+    position (..., T) -> (..., T, C). With frequencies 1 and 0.1 positions 0 to 3 get
         0:  0.00  1.00 | 0.00 1.00        2:  0.91 -0.42 | 0.20 0.98
         1:  0.84  0.54 | 0.10 1.00        3:  0.14 -0.99 | 0.30 0.96
-
-    The fast wave tells neighbours apart, but comes round after 6 positions. The slow one
-    tells far positions apart.
+    The fast wave tells neighbours apart, but comes round after 6 positions. The slow
+    one tells far positions apart.
     """
     angle = position[..., None] * frequencies(d_model)                  # (..., T, C/2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)  # (..., T, C)
 
 # Why should waves extrapolate? Going one position back rotates each pair of channels by
-# the same angle, wherever it starts (the addition theorem). A matrix can do that. So
-# with
+# the same angle, wherever it starts (the addition theorem), and a matrix can rotate.
 #     q = W_q waves(i)     W_q: rotate one position back
 #     k = W_k waves(j)     W_k: leave as it is
-# the score q k^T is largest for j = i - 1, at any i, in training or beyond. That is the
-# hope. It speaks of scores alone, but the waves are also in what is attended to, the
-# values, and in the residual stream. Section 7 tests it.
+# Then the score q k^T is largest for j = i - 1, at any i, in training or beyond. But
+# the waves are also in the values and in the residual stream. Section 7b tests both.
 
 class Sinusoidal(Encoding):
     """Fixed waves, added to the embedded numbers."""
@@ -269,8 +252,7 @@ class Learned(Encoding):
 
     def __init__(self, config):
         super().__init__(config)
-        rows = torch.randn(config.max_len, config.d_model) / math.sqrt(2)
-        self.table = nn.Parameter(rows)
+        self.table = nn.Parameter(torch.randn(config.max_len, config.d_model) / math.sqrt(2))
 
     def embed(self, x, position):
         return x + self.table[position]
@@ -279,9 +261,8 @@ class Rope(Encoding):
     """RoPE (Su et al. 2021, section 3.2): rotate each pair of channels of q and k.
 
     The pair of query i is rotated by the angle i w, that of key j by j w. A dot product
-    depends on the angle between its vectors alone, so
+    depends on the angle between its vectors alone, here on the distance i - j:
         (R(i w) q) (R(j w) k)^T = (R((i - j) w) q) k^T
-    and positions enter a score through the distance i - j alone.
     """
     def rotate(self, x, position):
         angle = position[..., None] * frequencies(x.shape[-1])  # (..., T, d_head/2)
@@ -292,11 +273,11 @@ class Rope(Encoding):
         return torch.stack(pairs, dim=-1).flatten(-2)           # (..., T, d_head)
 
 class Alibi(Encoding):
-    """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the score of i and j.
+    """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the scores.
 
     As in the paper, slopes fall by 2^(-8 / n_head) from head to head, but they start at
-    4, not 1/4. Four
-    heads multiply the weight of a key one step further by 0.02, 0.37, 0.78 and 0.94.
+    4, not 1/4. Four heads multiply the weight of a key one step further by 0.02, 0.37,
+    0.78 and 0.94.
     """
     def bias(self, scores, position):
         n_head = self.config.n_head
@@ -315,7 +296,7 @@ ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned, "ro
 # so can one false alarm. A mean would dilute one misplaced number among 256.
 
 class MultiHeadAttention(nn.Module):
-    """softmax(q k^T / sqrt(d_head)) v in n_head groups of channels (Vaswani et al. 2017)."""
+    """softmax(q k^T / sqrt(d_head)) v in each head (Vaswani et al. 2017)."""
     def __init__(self, d_model, n_head):
         super().__init__()
         self.n_head = n_head
@@ -328,7 +309,7 @@ class MultiHeadAttention(nn.Module):
             self.key.weight.mul_(2)
 
     def forward(self, x, mask, encoding, position):
-        """x (B, T, C) -> (B, T, C); mask (B, 1, T, T) is True where a number may attend."""
+        """x (B, T, C) -> (B, T, C); mask (B, 1, T, T): True where x may attend."""
         cut = (self.n_head, -1)                                      # C channels into heads
         q = self.query(x).unflatten(-1, cut).transpose(1, 2)         # (B, n_head, T, d_head)
         k = self.key(x).unflatten(-1, cut).transpose(1, 2)           # (B, n_head, T, d_head)
@@ -342,7 +323,7 @@ class MultiHeadAttention(nn.Module):
         return self.output((weights @ v).transpose(1, 2).flatten(2))
 
 class Block(nn.Module):
-    """Attention between the numbers, then a feed-forward network on each alone; pre-norm."""
+    """Attention between numbers, then a feed-forward network on each; pre-norm."""
     def __init__(self, config):
         super().__init__()
         self.norm_self = nn.LayerNorm(config.d_model)
@@ -360,7 +341,7 @@ class SortednessEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(N_TOKENS, config.d_model)
+        self.token_embedding = nn.Embedding(N_NUMBERS + 1, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.d_model)
         self.to_logit = nn.Linear(config.d_model, 1)
@@ -368,13 +349,10 @@ class SortednessEncoder(nn.Module):
         self.encoding = ENCODINGS[config.pe](config)  # last: other weights are alike for all
 
     def hidden_states(self, x, start=0, encoding=None):
-        """x (B, T), PAD after the end of a list, at positions start, start + 1, ... -> (B, T, C).
-
-        start is a number, or (B, 1). Section 7 puts other encodings in the place of ours.
-        """
-        encoding = encoding or self.encoding
+        """x (B, T) at positions start, start + 1, ... -> (B, T, C)."""
+        encoding = encoding or self.encoding                   # section 7 gives others
         order = torch.arange(x.shape[1])                       # (T,)
-        position = start + order                               # (T,) or (B, T)
+        position = start + order                               # (T,), or (B, T) of start (B, 1)
         mask = (x != PAD)[:, None, None, :]                    # (B, 1, 1, T): no padding
         if self.config.causal:
             mask = mask & (order <= order[:, None])            # (B, 1, T, T): nothing later
@@ -384,7 +362,7 @@ class SortednessEncoder(nn.Module):
         return self.norm(h)
 
     def classify(self, h, present):
-        """Pool the hidden states h (B, T, C) of the numbers present (B, T) into logits (B,)."""
+        """Pool the hidden states (B, T, C) of numbers present (B, T): logits (B,)."""
         h = h.masked_fill(~present[..., None], -math.inf)
         return self.to_logit(h.amax(dim=1)).squeeze(-1)        # (B, T, C) -> (B, C) -> (B,)
 
@@ -394,32 +372,27 @@ class SortednessEncoder(nn.Module):
 
 # ---- 4. Scoring ----------------------------------------------------------------------
 # A model that calls everything unsorted is right on all unsorted lists. So each kind of
-# list is scored by itself: its recall is the fraction of its lists that are answered
-# right. The balanced accuracy is the mean of two: the recall of sorted lists, and the
-# mean recall of the unsorted kinds. A constant answer, and a model that cannot see the
-# order, get 50%.
+# list has its recall, the fraction of its lists that are answered right. The balanced
+# accuracy is the mean of the recall of sorted lists and the mean recall of the unsorted
+# kinds. A constant answer gets 50%, and so does a model that does not see the order.
 
+@torch.inference_mode()
 def predict(model, lists, start=0, encoding=None):
-    """The logits (N,) of lists (N, T), in chunks on all cores."""
-    @torch.inference_mode()
-    def logits_of(chunk):
-        return model(chunk, start, encoding)
-    size = max(1, min(512, 2**18 // lists.shape[1] ** 2))  # attention takes T x T
-    with ThreadPoolExecutor(common.CORES) as pool:
-        return torch.cat(list(pool.map(logits_of, lists.split(size))))
+    """The logits (N,) of lists (N, T), in chunks: attention takes T x T numbers."""
+    size = max(1, min(512, 2**18 // lists.shape[1] ** 2))
+    return torch.cat([model(chunk, start, encoding) for chunk in lists.split(size)])
 
 def score(logits, kinds):
-    """{"loss", "accuracy" (balanced), "recall": {"sorted": 0.99, ...}} of logits (N,)."""
-    is_sorted = torch.tensor([kind == "sorted" for kind in kinds])
+    """{"loss", "accuracy" (balanced), "recall": {"sorted": 0.99, ...}}."""
+    kinds = np.array(kinds)
+    is_sorted = torch.tensor(kinds == "sorted")
     loss = F.binary_cross_entropy_with_logits(logits, is_sorted.float()).item()
     right = ((logits > 0) == is_sorted).double()
     recall = {}
-    for kind in dict.fromkeys(kinds):
-        chosen = [k == kind for k in kinds]
-        recall[kind] = right[chosen].mean().item()
+    for kind in dict.fromkeys(kinds.tolist()):
+        recall[kind] = right[kinds == kind].mean().item()
     unsorted = mean(recall[kind] for kind in recall if kind != "sorted")
-    accuracy = (recall["sorted"] + unsorted) / 2
-    return {"loss": loss, "accuracy": accuracy, "recall": recall}
+    return {"loss": loss, "accuracy": (recall["sorted"] + unsorted) / 2, "recall": recall}
 
 def evaluate(model, data, start=0, encoding=None):
     """The scores of a model on data (lists, kinds)."""
@@ -427,24 +400,24 @@ def evaluate(model, data, start=0, encoding=None):
     return score(predict(model, lists, start, encoding), kinds)
 
 def solve(model, lists):
-    """The probability that each of the lists is sorted, as the model has it."""
+    """The probability that each list is sorted, as the model has it."""
+    lists = [np.asarray(x).tolist() for x in lists]  # arrays and tensors will do too
     for x in lists:
         check_numbers(x, model.config)
     return predict(model, pad(lists)).sigmoid().tolist()
 
 # ---- 5. Training ---------------------------------------------------------------------
 # Training lists start at position 0, or with --random-start at a random one (Kiyono et
-# al. 2021, SHAPE), as section 7 needs it.
-#
-# Data augmentation: a list stays sorted, or unsorted, if the same amount is added to
-# all of its numbers. So we add a random amount at each use. The learning rate rises in
-# a warm-up, since AdamW's means rest on few gradients at first. Then it falls to 0.
+# al. 2021, SHAPE), as section 7b needs it. A list stays sorted, or unsorted, if the
+# same amount is added to all of its numbers. So we add a random amount at each use
+# (data augmentation). The learning rate rises in a warm-up, since AdamW's means rest on
+# few gradients at first. Then it falls to 0.
 
 LAST_START = 105  # with --random-start: no list goes beyond position 120
 TRAINED = 120
 
 def add_constant(lists, generator):
-    """Add a random amount to each list (B, T), such that its numbers stay from 0 to 99."""
+    """Add a random amount to each list (B, T); its numbers stay from 0 to 99."""
     present = lists != PAD
     smallest = lists.amin(dim=1, keepdim=True)                          # (B, 1)
     largest = lists.masked_fill(~present, 0).amax(dim=1, keepdim=True)  # (B, 1)
@@ -457,7 +430,7 @@ def learning_rate(step, config):
     """Up in a warm-up, then down to 0."""
     up = step / config.warmup
     down = (config.steps + 1 - step) / config.steps
-    return config.lr * min(1, up, down)
+    return config.lr * min(up, down)
 
 def train(config, data):
     """Train a model. Return it, with the weights best in validation, and its log."""
@@ -466,27 +439,27 @@ def train(config, data):
     torch.manual_seed(config.model_seed)
     model = SortednessEncoder(config)
     optimizer = common.adamw(model, config, beta2=0.98)
-    n_batches = max(1, len(lists) // config.batch_size)  # the rest of an epoch is left out
-    # Two generators, so that the order of the batches does not depend on what else is
-    # drawn.
+    # Two generators, so that the batches do not depend on what else is drawn.
     shuffle = torch.Generator().manual_seed(config.model_seed)
     generator = torch.Generator().manual_seed(config.model_seed)
-    history, losses = [], []
+    n_batches = max(1, len(lists) // config.batch_size)  # the rest of an epoch is left out
     every = max(1, config.steps // 10)
-    best = None
+    history, losses = [], []
+    best = (0, -math.inf)
     for step in range(1, config.steps + 1):
         # the next batch: every list with a new constant, and at its position
         i = (step - 1) % n_batches
         if i == 0:
             order = torch.randperm(len(lists), generator=shuffle)
-        batch = order[i * config.batch_size:(i + 1) * config.batch_size]  # (B,)
-        x = add_constant(lists[batch], generator)                         # (B, T)
+            batches = order.split(config.batch_size)
+        batch = batches[i]                                   # (B,)
+        x = add_constant(lists[batch], generator)            # (B, T)
         start = 0
         if config.random_start:
             start = torch.randint(LAST_START + 1, (len(batch), 1), generator=generator)
 
         # forward, backward, update
-        logits = model(x, start)                                          # (B,)
+        logits = model(x, start)                             # (B,)
         loss = F.binary_cross_entropy_with_logits(logits, target[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -501,32 +474,34 @@ def train(config, data):
             scores = evaluate(model, data["val"])
             row = {"step": step, "train_loss": mean(losses[-every:]),
                    "val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
+            print(f"{name_of(config)}, seed {config.model_seed}, step {step} | "
+                  f"train loss {row['train_loss']:.4f} | val loss {row['val_loss']:.4f} | "
+                  f"val accuracy {row['val_accuracy']:.2%}", file=sys.stderr)
             if not math.isfinite(row["train_loss"] + row["val_loss"]):
                 raise UserError(f"the loss is not finite at step {step}; type a smaller --lr")
-            values = " | ".join(f"{name} {x:.4g}" for name, x in row.items())
-            print(f"{name_of(config)}, seed {config.model_seed} | {values}", file=sys.stderr)
             history.append(row)
-            if best is None or (row["val_accuracy"], -row["val_loss"]) > best:
-                best = (row["val_accuracy"], -row["val_loss"])
+            rank = (scores["accuracy"], -scores["loss"])
+            if rank > best:
+                best = rank
                 weights = copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
     return model.eval(), {"history": history, "losses": losses}
 
 def name_of(config):
-    """alibi-causal, or sinusoidal-random-start: the name of a setting, and of its folder."""
-    parts = [config.pe]
+    """The name of a setting, such as alibi-causal or sinusoidal-random-start."""
+    name = config.pe
     if config.causal:
-        parts.append("causal")
+        name += "-causal"
     if config.random_start:
-        parts.append("random-start")
-    return "-".join(parts)
+        name += "-random-start"
+    return name
 
 # ==== Part II, the lab ================================================================
 
 # ---- 6. Long lists -------------------------------------------------------------------
-# Every encoding is trained without and with a causal mask, on 8 to 16 numbers. Accuracy
-# on such lists and on long ones tells two failures apart: a model that has not learned
-# the task, and one that has, but does not extrapolate.
+# Every encoding is trained without and with a causal mask. A model that is poor on 8 to
+# 16 numbers has not learned the task. One that is poor on more alone does not
+# extrapolate.
 #
 # Result (tests.tables: lengths): balanced accuracy in percent, mean of 5 model seeds
 #     encoding    no mask, 8-16  32  256  causal mask, 8-16  32   256
@@ -544,7 +519,7 @@ def name_of(config):
 #     95-96   72-76          90-94        98-100  99-100    4-6
 #
 # A caveat: ALiBi's slopes were chosen for this task, in an earlier version on long
-# lists too. So its 100% at 256 is no blind test.
+# lists too, so its 100% at 256 is no blind test.
 
 def extrapolate(models, data, out):
     """--mode extrapolate: test models {setting: model} on {length: data}."""
@@ -559,26 +534,28 @@ def extrapolate(models, data, out):
 
 def draw_lengths(results):
     """Draw the accuracy against the length, without and with a causal mask."""
-    fig, axes = common.subplots(1, 2, sharey=True)
+    panels = {}
+    for name in results:
+        panels.setdefault("causal mask" if "causal" in name else "no mask", []).append(name)
+    fig, axes = common.subplots(1, len(panels), 4.5, squeeze=False)
+    for ax, (title, names) in zip(axes[0], panels.items()):
+        for name in names:
+            percent = [100 * scores["accuracy"] for scores in results[name].values()]
+            ax.plot(list(results[name]), percent, "o-", label=name.replace("-causal", ""))
+        ax.axvspan(-0.5, 1.5, color="0.88")
+        ax.hlines(50, -0.5, len(LONG) + 0.5, "black")
+        ax.set(title=title, ylim=(44, 103), xlabel="numbers in the list (grey: as in training)",
+               ylabel="balanced accuracy (%); line: chance")
+        ax.legend(fontsize="x-small", loc=(0.52, 0.22))
     best = max(results, key=lambda name: results[name]["256"]["accuracy"])
-    fig.suptitle(f"Trained on 8 to 16 numbers: at 256 {best} is right on "
-                 f"{results[best]['256']['accuracy']:.0%}")
-    for ax, end in zip(axes, ("", "-causal")):
-        ax.axvspan(LENGTHS[0], LENGTHS[-1], color="0.88")
-        for pe, marker in zip(ENCODINGS, "osv^D*"):
-            if pe + end in results:
-                row = [100 * results[pe + end][str(n)]["accuracy"] for n in LONG]
-                ax.plot(LONG, row, marker=marker, label=pe)
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(LONG, LONG)
-        ax.set(title="causal mask" if end else "no mask", ylim=(44, 103),
-               xlabel="numbers in the list (grey: training)", ylabel="balanced accuracy (%)")
-    axes[1].legend(*axes[0].get_legend_handles_labels(), loc="center right")
+    accuracy = results[best]["256"]["accuracy"]
+    found = f"{best} is right on {accuracy:.0%}" if accuracy >= 0.6 else "all are near chance"
+    fig.suptitle(f"Trained on 8 to 16 numbers: at 256 {found}")
     return fig
 
 # ---- 7. Why --------------------------------------------------------------------------
 # 7a. A learned table has nothing to extrapolate with: training turns its rows 0 to 15
-# only. All others keep their random directions.
+# only, all others keep their random directions.
 
 def draw_table(model):
     """Draw how far training turned each row of the table."""
@@ -586,7 +563,7 @@ def draw_table(model):
     initial = SortednessEncoder(model.config).encoding.table
     cosine = F.cosine_similarity(model.encoding.table, initial, dim=1).detach()
     fig, ax = common.subplots()
-    ax.plot(cosine.clamp(max=1).acos().rad2deg().numpy(), "o-")
+    ax.plot(cosine.clamp(max=1).acos().rad2deg(), "o-")
     ax.axvline(LENGTHS[-1] - 0.5, color="black")
     ax.set(title="Training turns rows 0 to 15 only", xlabel="position",
            ylabel="angle to initial row (degrees)")
@@ -595,29 +572,25 @@ def draw_table(model):
 # An experiment is an encoding too: a copy with one method changed, on the same weights.
 
 def changed(encoding, **methods):
-    """A copy of an encoding with another embed= or bias=; its weights are shared."""
+    """A copy of an encoding with another embed or bias; its weights are shared."""
     other = copy.copy(encoding)
     vars(other).update(methods)
     return other
 
 # 7b. Which part of a sinusoidal encoding fails?
-# Models of their own: no mask, so that order comes from positions alone; one head,
-# which sees all waves; three times the steps. Training lists start at 0 to 105, so they
-# reach position 120. Then lists of 16 start anywhere: positions are new, distances are
-# not.
+# These models have no mask, so order comes from positions alone, and one head, which
+# sees all waves. Training lists start at 0 to 105, so they reach position 120. Then
+# lists of 16 start anywhere: positions are new, distances are not.
 #
 # Within 120 positions the four fast waves, of periods 6 to 35, make three turns or
-# more. The twelve slow ones, of periods 63 and more, make less than two, ten of them
-# less than one. Hypothesis: only slow waves fail beyond training. (With the wave of
-# period 63 among the fast ones, in an earlier trial, the groups did not separate.)
+# more. The twelve slow ones, of periods 63 and more, make less than two. Hypothesis:
+# only slow waves fail beyond training. (With the wave of period 63 among the fast ones,
+# in an earlier trial, the groups did not separate.)
 #
-# Each wave has two channels of its own. So in one list the slow waves can start at one
-# position (rows of the grid) and the fast ones at another (columns). What each would
-# do:
-#     only slow waves fail       the rows 200, 1,000 and 5,000 fail
-#     only fast waves fail       these columns fail
-#     both fail                  rows and columns fail
-#     unseen pairs fail          all cells off the diagonal fail
+# Each wave has two channels of its own. So the slow waves of a list can start at one
+# position (rows of the grid) and the fast ones at another (columns). If only slow waves
+# fail, the last three rows fail. If only fast ones do, the last three columns fail. If
+# unseen pairs of starts do, all cells off the diagonal fail.
 #
 # Result (tests.tables: waves): percent right of lists of 16, ranges over 5 model seeds
 #                      fast from 0  50      100     200     1,000   5,000
@@ -628,18 +601,17 @@ def changed(encoding, **methods):
 #     slow from 1,000  51-66        56-74   50-65   51-65   56-71   56-73
 #     slow from 5,000  58-68        57-74   57-64   53-65   58-70   58-73
 #
-# So slow waves fail, and fast ones do not: 90 to 100% right wherever slow waves start
-# within training, 50 to 89% beyond, whatever the fast ones do. In the first row unseen
-# pairs cost a little. A learned table with the same training is right where its rows
-# were trained, and at chance beyond:
+# Slow waves fail, fast ones do not: 90 to 100% are right wherever slow waves start
+# within training, 50 to 89% beyond, whatever the fast ones do. A learned table with the
+# same training is right where its rows were trained, and at chance beyond:
 #
 # Result (tests.tables: starts): percent right of lists of 16, by their start
 #     start  0      50     100    200
 #     right  89-94  89-97  90-94  48-50
 #
 # Do the scores hold beyond training, as the argument with W_q and W_k says? At start
-# 1,000 the slow waves are moved back within training (to 50) for the attention weights
-# alone, for all else (the values and the residual stream) alone, or for both.
+# 1,000 the slow waves are moved back to 50 for the attention weights alone, for the
+# rest (the values and the residual stream) alone, or for both.
 #
 # Result (tests.tables: parts): percent right, and mean weight of the neighbour
 #     slow waves                       range
@@ -650,14 +622,14 @@ def changed(encoding, **methods):
 #     weights within, rest beyond      52-71
 #     weights within, rest within      100
 #
-# They do hold: with attention weights from beyond and all else within, 83 to 100% are
-# right, the other way round 52 to 71%. What fails is what slow waves do elsewhere.
+# They do: with weights from beyond and the rest within 83 to 100% are right, the other
+# way round 52 to 71%. What fails beyond training is what slow waves do in the rest.
 
 ONE_HEAD = {"n_head": 1, "steps": 6000}  # with --random-start
 STARTS = [0, 50, 100, 200, 1000, 5000]
 
 def slow_waves_at(encoding, where):
-    """The sinusoidal encoding, but slow waves have the values of other positions, where (T,)."""
+    """The sinusoidal encoding, but slow waves are those of the positions where (T,)."""
     C = encoding.config.d_model
     period = 2 * math.pi / frequencies(C)               # (C/2,), positions per turn
     slow = (period > TRAINED / 2).repeat_interleave(2)  # (C,): less than two turns in training
@@ -686,31 +658,31 @@ def draw_grid(grid, rows, columns, title, xlabel, ylabel):
     return fig
 
 @torch.inference_mode()
-def measure_parts(model, data, start=1000):
-    """{"weights beyond, rest within": accuracy, ...}, and the mean weight of the neighbour."""
+def measure_parts(model, data):
+    """Accuracies with slow waves mixed, and the mean weight of the neighbour."""
     lists, kinds = data
     within = slow_waves_at(model.encoding, 50 + torch.arange(LENGTHS[-1]))
     encodings = {"beyond": model.encoding, "within": within}
     found = {}
     for name, encoding in encodings.items():
-        model.hidden_states(lists, start, encoding)
-        weights = model.blocks[0].attention.weights                    # (N, n_head, T, T)
+        model(lists, 1000, encoding)
+        weights = model.blocks[0].attention.weights                      # (N, n_head, T, T)
         neighbours = [weights.diagonal(k, 2, 3).mean().item() for k in (-1, 1)]
         found[f"weight of the neighbour, {name}"] = max(neighbours)
         for rest, other in encodings.items():
-            mixed = changed(other, bias=lambda *_: weights.log())      # softmax gives weights
-            scores = score(model(lists, start, mixed), kinds)
+            mixed = changed(other, bias=lambda *_: weights.log())        # softmax(log w) = w
+            scores = score(model(lists, 1000, mixed), kinds)
             found[f"weights {name}, rest {rest}"] = scores["accuracy"]
     return found
 
 # 7c. A list of 256 without a mask: what is new, and what if it is taken away?
-# The models of 7b again, nothing trained. A long list brings new positions, where slow
-# waves fail. And it brings new distances: fast waves come round, so numbers far away
-# can look like the neighbour. Two experiments take one away each. Window: a number
-# attends only to those less than 16 places away. No evidence is hidden, as every
-# unsorted list has two neighbours in the wrong order. Kept: slow waves have the values
-# of position 50 everywhere. If only one of the two did harm, one experiment alone would
-# do.
+# The models of 7b again, not trained further. A long list brings new positions, where
+# slow waves fail, and new distances: fast waves come round, so numbers far away can
+# look like the neighbour. Two experiments take one away each.
+#
+# Window: a number attends only to those less than 16 places away. This hides no
+# evidence, as every unsorted list has two neighbours in the wrong order. Kept: slow
+# waves have the values of position 50 everywhere.
 #
 # Result (tests.tables: long): percent right by length, ranges over 5 model seeds
 #     encoding    experiment  8-16    16     32      64      128     256
@@ -721,9 +693,8 @@ def measure_parts(model, data, start=1000):
 #     learned     as it is    87-93   89-93  51-87   50-51   50      50
 #     learned     window      86-92   89-94  88-93   87-93   50-72   50
 #
-# Each alone is not enough, both together are. With the window the learned table is
-# right as far as its rows are trained, position 120, and there is nothing to keep
-# beyond.
+# Only both together are enough. With the window the learned table is right as far as
+# its rows are trained, position 120.
 #
 # Result (tests.tables: far): far beyond, 100 lists of 1,024 and 20 of 4,096 a seed
 #     encoding       experiment  1,024   4,096
@@ -732,9 +703,9 @@ def measure_parts(model, data, start=1000):
 #     alibi, causal  as it is    100     100
 #
 # So why does a sinusoidal encoding extrapolate while a learned one fails? As it is,
-# neither does: both are at chance at 256. But a sinusoidal one has waves that work at
-# any position. Keep the others as in training, and hide new distances, and it is right
-# on 98 to 100% at all lengths. A table has no trained row beyond 120 to keep.
+# neither does: both are at chance at 256. But fast waves work at any position. Keep the
+# slow ones as in training, and hide new distances, and 98 to 100% are right at all
+# lengths. A table has no trained row beyond 120 to keep.
 
 def window(encoding):
     """The encoding, but a number attends only to those less than 16 places away."""
@@ -765,8 +736,9 @@ def measure(model, data, experiments):
 
 # 7d. And with a causal mask?
 # Here order can come from the mask alone. No new position: all numbers after the
-# sixteenth are embedded as at position 15. The mask still gives them an order, which
-# without it would be gone. Window: no new distance, and no more keys than in training.
+# sixteenth are embedded as at position 15. Window: no new distance, and no more keys
+# than in training. Twice: all scores are doubled.
+#
 # Log n: a key whose score is s above n - 1 equal others has the weight e^s / (e^s + n -
 # 1), which falls as n grows (dilution). Scores times log n / log 16, for n > 16 keys
 # (Chen et al. 2025), keep pace.
@@ -787,8 +759,8 @@ def measure(model, data, experiments):
 #
 # RoPE comes back with the window, not with log n: so distances, not the number of keys,
 # are the likely cause. (Proof would be all keys visible, and distances clamped at 15.)
-# The model without encoding comes back with log n, with the window, and, in four of
-# five seeds, with doubled scores: its softmax is too flat for many keys. ALiBi needs no
+# The model without encoding comes back with the window, with log n, and in four of five
+# seeds with doubled scores: its softmax is too flat for many keys. ALiBi needs no
 # experiment: far keys have a small weight by construction.
 
 def no_new_position(encoding):
@@ -798,7 +770,7 @@ def no_new_position(encoding):
     return changed(encoding, embed=embed)
 
 def log_n(encoding):
-    """The encoding, but scores grow with log n, n the keys that a query sees (causal mask)."""
+    """The encoding, but scores grow with log n if a query sees n keys (causal mask)."""
     def bias(scores, position):
         n = torch.arange(1, scores.shape[-1] + 1)[:, None]               # (T, 1)
         return encoding.bias(scores * (n.log() / math.log(16)).clamp(min=1), position)
@@ -831,7 +803,7 @@ CAUSAL = {"none": [window, log_n, twice], "sinusoidal": [no_new_position],
 # The model without encoding works the same way.
 
 def hide(encoding, query, key):
-    """The encoding, but in list b the number at query[b] cannot attend to that at key[b]."""
+    """The encoding, but in list b query[b] cannot attend to key[b]."""
     def bias(scores, position):
         scores = encoding.bias(scores, position).clone()
         scores[torch.arange(len(scores)), :, query, key] = -math.inf
@@ -840,26 +812,24 @@ def hide(encoding, query, key):
 
 @torch.inference_mode()
 def inspect_swaps(model, data):
-    """{experiment: the fraction of answers that it turns}, of lists where the model is right."""
+    """{experiment: the fraction of right answers that it turns}."""
     lists, kinds = data
-    swapped = lists[[kind == "adjacent_swap" for kind in kinds]]
+    swapped = lists[np.array(kinds) == "adjacent_swap"]                        # (M, T)
     clean = swapped.sort(dim=1).values
-    falls = swapped.diff(dim=1) < 0                                  # (M, T - 1), one a list
-    place = falls.int().argmax(dim=1) + 1                            # (M,), of the smaller number
-    right = (model(clean) > 0) & (model(swapped) <= 0) & (place >= 2)
-    if not right.any():
-        return {}
-    clean, swapped, place = clean[right], swapped[right], place[right]   # (M, T), (M, T), (M,)
-    turned = {}
-    for name, k in (("larger hidden", 1), ("one before hidden", 2)):
-        encoding = hide(model.encoding, place, place - k)
-        turned[name] = model(swapped, encoding=encoding) > 0
-    here = torch.arange(len(clean)), place
+    place = (swapped.diff(dim=1) < 0).int().argmax(dim=1) + 1                  # (M,), of the 7
+    here = torch.arange(len(place)), place
     states, others = model.hidden_states(clean), model.hidden_states(swapped)  # (M, T, C)
     states[here], others[here] = others[here], states[here]
-    turned["its state copied"] = model.classify(states, clean != PAD) <= 0
-    turned["all others copied"] = model.classify(others, clean != PAD) <= 0
-    return {name: answers.double().mean().item() for name, answers in turned.items()}
+    larger_hidden = model(swapped, 0, hide(model.encoding, place, place - 1))  # (M,)
+    other_hidden = model(swapped, 0, hide(model.encoding, place, place - 2))
+    turned = {"larger hidden": larger_hidden > 0,
+              "one before hidden": other_hidden > 0,
+              "its state copied": model.classify(states, clean != PAD) <= 0,
+              "all others copied": model.classify(others, clean != PAD) <= 0}
+    usable = (model(clean) > 0) & (model(swapped) <= 0) & (place >= 2)
+    if not usable.any():
+        return {}
+    return {name: answers[usable].double().mean().item() for name, answers in turned.items()}
 
 def draw_heads(model, numbers):
     """Draw the attention weights of the heads on one list."""
@@ -868,7 +838,7 @@ def draw_heads(model, numbers):
     fig, axes = common.subplots(1, len(weights), 2.8, squeeze=False)
     fig.suptitle(f"{name_of(model.config)}: attention weights (0 white to 1 blue)")
     for ax, grid in zip(axes[0], weights):
-        ax.imshow(grid.numpy(), vmin=0, vmax=1, cmap="Blues")
+        ax.imshow(grid, vmin=0, vmax=1, cmap="Blues")
         ax.set_xticks(range(len(numbers)), numbers)
         ax.set_yticks(range(len(numbers)), numbers)
         ax.set(xlabel="key", ylabel="query")
@@ -876,18 +846,15 @@ def draw_heads(model, numbers):
 
 # ---- 8. Command line -----------------------------------------------------------------
 
-SETTING = {"pe", "causal", "random_start"}  # the fields that name a setting
-
 def settings(typed):
     """The configs that the flags ask for: of the setting that is typed, or of all."""
-    found = [typed]
-    if not typed.keys() & SETTING:
-        found = [{"pe": pe, "causal": causal} for causal in (False, True) for pe in ENCODINGS]
-        found += [{"pe": pe, "random_start": True} for pe in ("sinusoidal", "learned")]
-    configs = []
-    for setting in found:
-        recipe = ONE_HEAD if "random_start" in setting else {}
-        configs.append(Config(**{**recipe, **setting, **typed}))
+    if "random_start" in typed:
+        typed = {**ONE_HEAD, **typed}
+    if typed.keys() & {"pe", "causal", "random_start"}:
+        return [Config(**typed)]
+    configs = [Config(pe, causal, **typed) for causal in (False, True) for pe in ENCODINGS]
+    for pe in ("sinusoidal", "learned"):
+        configs += settings({"pe": pe, "random_start": True, **typed})
     return configs
 
 def path_of(config, out):
@@ -911,35 +878,35 @@ def load(path, typed={}):
 
 def ask(args, typed):
     """Answer lists, or with --mode analyze draw all heads on them."""
-    if not typed.keys() & SETTING:
-        typed = {"pe": "alibi", "causal": True, **typed}
-    (config,) = settings(typed)
+    config, *others = settings(typed)
+    if others:  # no setting is typed
+        config = replace(config, pe="alibi", causal=True)
     path = args.model or path_of(config, args.out_dir)
-    if not path.exists() and not args.model:
+    if not (args.model or path.exists()):
         path = path_of(config, Path("out/reference"))
     print(f"model: {path}", file=sys.stderr)
     model = load(path, typed)
     for text in args.questions:
-        words = text.replace(",", " ").split()
+        words = re.sub(r"[\[\],]", " ", text).split()
         numbers = [int(word) if word.isdecimal() else word for word in words]
         (p,) = solve(model, [numbers])
-        print(f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}")
+        answer = f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}"
+        print(f"{text}: {answer}" if len(args.questions) > 1 else answer)
         if args.mode == "analyze":
             path = args.out_dir / "sorting/analysis" / f"{'-'.join(words)[:60]}.png"
             common.save_figure(path, draw_heads(model, numbers))
 
 def analyze(models, data, out):
     """--mode analyze: the experiments of section 7, on 500 lists of each length."""
-    for n, (lists, kinds) in data.items():
-        data[n] = lists[:500], kinds[:500]
-    sinusoidal, learned = models["sinusoidal-random-start"], models["learned-random-start"]
+    data = {n: (lists[:500], kinds[:500]) for n, (lists, kinds) in data.items()}
     far = {"1024": draw_data(random.Random(1), 100, [1024], set()),
            "4096": draw_data(random.Random(2), 20, [4096], set())}
-    found = {"waves": measure_waves(sinusoidal, data["16"]),
-             "parts": measure_parts(sinusoidal, data["16"]),
+    sinusoidal, learned = models["sinusoidal-random-start"], models["learned-random-start"]
+    waves = measure_waves(sinusoidal, data["16"])
+    long = measure(sinusoidal, data, [as_it_is, window, kept, both])
+    found = {"waves": waves, "parts": measure_parts(sinusoidal, data["16"]),
              "starts": [evaluate(learned, data["16"], x)["accuracy"] for x in STARTS[:4]],
-             "sinusoidal": measure(sinusoidal, data, [as_it_is, window, kept, both]),
-             "learned": measure(learned, data, [window]),
+             "sinusoidal": long, "learned": measure(learned, data, [window]),
              "far": measure(sinusoidal, far, [window, both]),
              "far, alibi": measure(models["alibi-causal"], far, [as_it_is])}
     for pe, experiments in CAUSAL.items():
@@ -948,17 +915,15 @@ def analyze(models, data, out):
         model = models[f"{pe}-causal"]
         found[f"swaps, {pe}"] = {n: inspect_swaps(model, data[n]) for n in ("16", "256")}
     common.save_json(out / "analysis.json", found)
-    seed = sinusoidal.config.model_seed
-    grid = np.array(found["waves"])
+    which = f"(sinusoidal, no mask, model seed {sinusoidal.config.model_seed})"
+    grid = np.array(waves)
     title = (f"Lists of 16: {grid[:3].mean():.0%} right if slow waves start within training, "
-             f"{grid[3:].mean():.0%} if beyond\n(sinusoidal, no mask, model seed {seed})")
+             f"{grid[3:].mean():.0%} if beyond\n{which}")
     fig = draw_grid(grid, STARTS, STARTS, title, "fast waves from position",
                     "slow waves from position\n(training: 0 to 120)")
     common.save_figure(out / "waves.png", fig)
-    long = found["sinusoidal"]
     title = (f"256 numbers: {long['as_it_is']['256']:.0%} right as it is, "
-             f"{long['both']['256']:.0%} with both experiments\n"
-             f"(sinusoidal, no mask, model seed {seed})")
+             f"{long['both']['256']:.0%} with both experiments\n{which}")
     grid = [list(row.values()) for row in long.values()]
     fig = draw_grid(grid, list(long), list(data), title, "numbers in the list", "experiment")
     common.save_figure(out / "long.png", fig)
@@ -969,18 +934,15 @@ def do(args, typed):
     """Do what --mode says for one model seed."""
     folder = args.data_dir / "sorting"
     configs = {path_of(config, args.out_dir): config for config in settings(typed)}
-    jobs = configs
-    if args.mode not in ("all", "train"):
-        jobs = [path for path in configs if args.mode == "extrapolate" and len(configs) == 1
-                and not path.exists()]
-    if jobs or args.mode == "gendata":
+    new = list(configs) if args.mode in ("all", "train") else []
+    if args.mode == "extrapolate" and len(configs) == 1:
+        new = [path for path in configs if not path.exists()]
+    if new or args.mode == "gendata":
         data = load_data(folder, ["train", "val", "test"], Config(**typed))
-        common.side_by_side(train_and_save, [(configs[path], data, path) for path in jobs])
+        common.side_by_side(train_and_save, [(configs[path], data, path) for path in new])
     if args.mode in ("gendata", "train"):
         return
-    models = {path.parent.name: load(path, typed) for path in configs if path.exists()}
-    if len(models) < (1 if args.mode == "extrapolate" else len(configs)):
-        raise UserError(f"of {', '.join(map(str, configs))} some are missing; type --mode train")
+    models = {name_of(config): load(path, typed) for path, config in configs.items()}
     config = next(iter(models.values())).config
     files = {"8-16": "test", **{str(n): f"extrapolation/{n}" for n in LONG}}
     data = load_data(folder, files.values(), config) if folder.exists() else make_data(config)
