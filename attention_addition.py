@@ -2,9 +2,9 @@
 
 An encoder reads a problem such as `347+159`, a token per character. A decoder writes
 the sum `0506` one digit at a time. Nobody tells them what a digit is worth or what a
-carry is. The model learns from 10,000 problems and is tested on all 810,000. Then we
-look inside: what does each attention head read, which heads are needed, and what does
-each bring to the sum?
+carry is. The model learns from 10,000 problems and is tested on all 810,000, of which
+it has seen 2.5% as a+b or b+a. Then we look inside: what does each attention head read,
+which heads are needed, and what does each bring to the sum?
 
   python attention_addition.py 347+159 999+999           ask the model, two seconds
   python attention_addition.py                           train and look inside: minutes
@@ -18,7 +18,8 @@ From Python, no file is read or written:
   solve(model, [(347, 159)])
 
 Shapes in comments: B problems in a batch or N in all, n digits in a number, C = d_model;
-in attention T queries, S keys, d or d_head channels.
+in attention T queries, S keys, d or d_head channels. Where it says Result, numbers come
+from out/reference, by the function of tests/tables.py that is named.
 """
 import contextlib
 import copy
@@ -177,8 +178,9 @@ def load_data(folder, config):
 # S).
 #
 # Step 3, a mask: a score of -infinity becomes a weight of 0. In training the decoder
-# reads the whole correct answer at once. Without a mask, a position could read the
-# digit that it predicts.
+# reads the whole correct answer at once. Without a mask that hides what comes later (a
+# causal mask), a position would read the digit that it predicts. It would only copy,
+# and fail in generation, where that digit is not there yet.
 #
 # Step 4, several heads: one softmax gives each query one mean. But a digit of the sum
 # needs its column, and whether a carry arrives. So q, k and v are cut into n_head parts
@@ -228,7 +230,7 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
         # sqrt(d) is for q and k of variance 1. The input has it (LayerNorm), but
-        # nn.Linear draws weights of variance 1/(3C), so q and k have 1/3: double them.
+        # nn.Linear draws weights of variance 1/(3C), so q and k have 1/3, doubled 4/3.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
@@ -241,8 +243,8 @@ class MultiHeadAttention(nn.Module):
         k = self.key(memory).unflatten(-1, cut).transpose(1, 2)    # (B, n_head, S, d_head)
         v = self.value(memory).unflatten(-1, cut).transpose(1, 2)  # (B, n_head, S, d_head)
         heads, weights = scaled_dot_product_attention(q, k, v, mask)
-        for h, output in self.replace.items():                # by section 6
-            heads[:, h] = output[:, :x.shape[1]]              # generation has fewer tokens
+        for h, output in self.replace.items():                # by section 6, (B or 1, T, d_head)
+            heads[:, h] = output[:, :x.shape[1]]              # cut to the digits so far
         self.outputs = heads.detach()                         # (B, n_head, T, d_head), and
         self.weights = weights.detach()                       # (B, n_head, T, S), to look at
         return self.output(heads.transpose(1, 2).flatten(2))  # concatenated, then mixed: (B, T, C)
@@ -330,8 +332,9 @@ class Adder(nn.Module):
 # ---- 4. Scoring ----------------------------------------------------------------------
 # An answer counts as right only if all of its digits are (exact match). In greedy
 # decoding the model reads the digits that it has written itself, with teacher forcing
-# the correct ones. Until the first mistake both read the same, so both make it. Hence
-# one teacher-forced pass decides exact match, unless the mask leaks.
+# the correct ones. These are the same up to the first mistake, so both ways make the
+# same first mistake, or none. Hence one teacher-forced pass decides exact match, unless
+# the mask leaks.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -389,7 +392,7 @@ def count_wrong(model, problems):
 # full rate the last errors do not disappear.
 #
 # If none of 2,000 test problems is wrong, up to 3 in 2,000 of all may be (with 95%
-# confidence): 1,200 problems. So at the end all are tested.
+# confidence), about 1,200 problems. So at the end all are tested.
 #
 # Result (tests.tables: errors): wrong of all 810,000
 #     model seed  1  2  3  4  5
@@ -489,7 +492,7 @@ def replaced(model, outputs):
     try:
         for head, output in outputs.items():
             attention, h = heads[head]
-            attention.replace[h] = output + torch.zeros(1, 1, 1)  # a tensor, also of 0
+            attention.replace[h] = output if torch.is_tensor(output) else torch.zeros(1, 1, 1)
         yield
     finally:
         for head in outputs:  # and not those of a with block around this
@@ -519,15 +522,16 @@ def accuracy(model, problems, replace={}):
 # 6a. What does each head attend to?
 # Heatmaps show queries down and keys across. A row of the decoder is named by the digit
 # that it predicts. Does a head of the encoder join the two digits of a column? Does a
-# head read the next lower column, where the carry comes from?
+# head read the next lower column, where the carry comes from? For each head take the
+# mean weight over the test problems, at the digit where it is lowest. The best head has
 #
-# Result (tests.tables: reads): of the best head, the smallest mean weight of any digit
+# Result (tests.tables: reads):
 #     model seed                          1     2     3     4     5
 #     encoder, other digit of the column  0.91  0.94  0.91  0.92  0.18
 #     next lower column                   1.00  0.90  0.92  0.96  0.70
 #
-# In seeds 1 to 4 they do, in seed 5 not always. Weights say what a head looks at, not
-# what the model needs from it.
+# In seed 1 these are enc.L0.H2 and cross.L0.H2. In seed 5 no head joins all columns.
+# Weights say what a head looks at, not what the model needs from it.
 
 EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # 0 to 3 carries
 
@@ -551,10 +555,17 @@ def draw_heads(model, a, b):
     return fig
 
 # 6b. Which heads are needed?
-# Ablation: replace the output of a head and measure the accuracy that is lost. Zeros
+# Ablation: replace the output of a head and measure the accuracy that is left. Zeros
 # remove all of it. Its mean over validation problems, per position, keeps what is the
-# same for all, like a bias. A head is called idle if zeros cost at most one percentage
-# point. Can all idle heads be removed together?
+# same for all, like a bias.
+#
+# Result (tests.tables: ablation): percent right without a head, model seed 1
+#     replaced by  enc.L0.H1  enc.L0.H2  cross.L0.H0  cross.L0.H1  cross.L0.H2  the other 7
+#     zeros        95         0          2            56           28           100
+#     its mean     95         0          3            91           32           100
+#
+# A head is called idle if zeros cost at most one percentage point. Can all idle heads
+# be removed together?
 #
 # Result (tests.tables: idle): ranges over 5 model seeds
 #     idle heads  wrong of 810,000 without them, at most
@@ -580,36 +591,39 @@ def ablate(model, data):
 #     nothing: 6 = 4+2   the carry: 7 = 4+2+1   the column: 9 = 4+5   both: 0 of 4+5+1
 #
 # Both problems are random. A pair counts if these digits all differ, so an answer fits
-# one at most. Control: outputs from an unrelated third problem. By chance its column
-# fits in a tenth of the pairs, and its carry, which is yes or no, in half. If one head
-# brings both, or none the column, then the model does not add as we do by hand.
+# one at most (about 700 of 2,000 pairs). Control: outputs from an unrelated third
+# problem. By chance its column fits in a tenth of the pairs, its carry in half, since
+# it is yes or no. If one head brings both, the model does not keep the two apart.
 #
-# Result (tests.tables: tens): who brings what, in percent of the pairs
-#     model seed  digit  carry                          column
-#     1           tens   cross.L0.H2 94                 cross.L0.H0 + cross.L0.H1 95
-#     2           tens   cross.L0.H0 100                cross.L0.H1 + cross.L0.H3 100
-#     3           tens   cross.L0.H2 100                cross.L0.H0 + cross.L0.H3 100
-#     4           tens   enc.L0.H0 100                  enc.L0.H0 + cross.L0.H0 27
-#     5           tens   cross.L0.H0 + cross.L0.H1 100  cross.L0.H3 100
+# Result (tests.tables: tens): percent of the pairs, by which heads (both: all of cross)
+#     model seed  carry                          column                         both
+#     1           cross.L0.H2 94                 cross.L0.H0 + cross.L0.H1 95   100
+#     2           cross.L0.H0 100                cross.L0.H1 + cross.L0.H3 100  100
+#     3           cross.L0.H2 100                cross.L0.H0 + cross.L0.H3 100  100
+#     4           enc.L0.H0 100                  enc.L0.H0 + cross.L0.H0 27     100
+#     5           cross.L0.H0 + cross.L0.H1 100  cross.L0.H3 100                100
+#     1, control  cross.L0.H2 44                 cross.L0.H0 10
 #
 # In four of five models the decoder brings carry and column by different heads, in the
-# hundreds too. Seed 4 does not add like that: an encoder head puts the carry into the
-# tokens of the tens, and no two heads bring the column. Fresh models show both ways:
+# hundreds too. In seed 4 an encoder head puts the carry into the tokens of the tens. So
+# no two heads bring the column alone: all of cross-attention brings both. Fresh models,
+# with other data and other first weights, show both ways:
 #
-# Result (tests.tables: confirmed): 40 models of seeds 2001 and more (tests.confirm)
+# Result (tests.tables: confirmed): 40 fresh models (python -m tests.confirm adder)
 #     carry into the tens by  cross  enc  enc + cross  cross + cross
 #     of 40 models            20     15   3            2
 #
-# What is missing to 100% in seed 1 are pairs whose first column sums to nine:
+# In seed 1 some pairs are missing to 100%. Leave out those whose first column sums to
+# nine, or patch a second head with the first:
 #
-# Result (tests.tables: nines): seed 1, carry brought by one head, percent of the pairs
+# Result (tests.tables: nines): carry brought, percent of the pairs, model seed 1
 #     carry into  head         all pairs  first no nine  with a second  which
 #     tens        cross.L0.H2  94         100            100            enc.L0.H1
 #     hundreds    cross.L0.H2  94         100            94             enc.L0.H0
 #
 # So into a nine the carry is told twice. In the tens the second way is enc.L0.H1. In
-# the hundreds no second head helps; what is left is the digit before, which the decoder
-# reads, and which a carry into a nine changes too.
+# the hundreds no second head helps. There it is probably the digit before, which the
+# decoder reads, and which a carry into a nine changes too.
 
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
@@ -655,7 +669,9 @@ def interchange(model, groups, donor=1, nines=True):
     table = {}
     for k, column in enumerate(COLUMNS[:n + 1]):
         expected = expected_digits(first, second, k, n)
-        counts = (column_sum(first, k) != 9) | nines
+        counts = torch.ones(len(first), dtype=torch.bool)
+        if not nines:
+            counts = column_sum(first, k) != 9
         for x, y in itertools.combinations(expected.values(), 2):
             counts &= x != y                             # the pairs in which all differ
         table[column] = {}
@@ -669,11 +685,9 @@ def interchange(model, groups, donor=1, nines=True):
     return table
 
 def groups_of(model):
-    """{name: [head, ...]}: every head, every kind of attention, and every two heads."""
+    """{name: [head, ...]}: every head, and every two heads."""
     heads = list(heads_of(model))
     groups = {head: [head] for head in heads}
-    for stage in ("enc", "dec", "cross"):
-        groups[f"all of {stage}"] = [head for head in heads if head.startswith(stage)]
     for pair in itertools.combinations(heads, 2):
         groups[" + ".join(pair)] = pair
     return groups
@@ -684,7 +698,7 @@ def who_brings(table):
     for column, rows in table.items():
         found[column] = {}
         for what in ("carry", "column"):
-            fraction = {g: row[what] for g, row in rows.items() if what in row and "all" not in g}
+            fraction = {group: row[what] for group, row in rows.items() if what in row}
             enough = [g for g in fraction if fraction[g] >= 0.9 and "+" not in g]
             if fraction:  # no carry arrives in the units
                 best = max(enough or fraction, key=fraction.get)
@@ -698,7 +712,6 @@ def draw_interchange(table, title):
     colors = {"nothing": "0.85", "carry": "#E69F00", "column": "#0072B2", "both": "black",
               "another digit": "white"}
     for ax, (column, rows) in zip(axes, reversed(table.items())):
-        rows = {name: row for name, row in rows.items() if "+" not in name}
         left = np.zeros(len(rows))
         for what, color in colors.items():
             fractions = [row.get(what, 0) for row in rows.values()]
@@ -710,10 +723,11 @@ def draw_interchange(table, title):
     return fig
 
 # 6d. Does the model need more from a head than the carry?
-# Where one head brings a carry alone, replace its output at the tokens of that column
-# by one of two constant vectors: its mean over validation problems with a carry into
-# the column, or without. The true carry decides which: one bit. Controls: one mean for
-# all, so no bit; and the bits of other problems.
+# Where one head brings a carry alone, replace its output where the decoder predicts the
+# digit (of an encoder head, at both digits of the column) by one of two constant
+# vectors: its mean over validation problems with a carry into the column, or without.
+# The true carry decides which: one bit. Controls: one mean for all, so no bit; and the
+# bits of other problems.
 #
 # Result (tests.tables: bits): wrong of all 810,000; of the controls in percent
 #     model seed  head         carry into      wrong  no bit, %  other bits, %
@@ -723,12 +737,12 @@ def draw_interchange(table, title):
 #     4           enc.L0.H0    tens            0      41         50
 #     4           cross.L0.H2  thousands       0      28         47
 #
-# Result (tests.tables: one_bit): all such heads of the 40 models
-#     heads  wrong of 40,000, at most  no bit, %  other bits, %
-#     50     0                         1-73       45-75
+# Result (tests.tables: one_bit): such heads of the 40 fresh models, medians of controls
+#     heads            wrong of 40,000, at most  no bit, %  other bits, %
+#     50 in 37 models  0                         42         50
 #
-# So one bit is all that the model needs from it there (seed 5 has no such head). How
-# the head finds this bit is not shown: here we tell it.
+# So one bit is all that the model needs from it there. How the head finds it is not
+# shown: here we tell it. And at a nine the second way of 6c is still there.
 
 def tokens_of(head, column, num_digits):
     """The tokens at which a head can bring a carry into a column: where the decoder predicts
@@ -739,10 +753,12 @@ def tokens_of(head, column, num_digits):
 
 def one_bit(model, val, head, columns, problems, control=None):
     """How many problems are wrong if a head says only one bit about each of these columns."""
-    said = run(model, val)[2][head]                                  # (M, T, d_head)
+    _, _, outputs = run(model, val)
+    said = outputs[head]                                             # (M, T, d_head)
     def wrong_in(chunk):
         copied = copy.deepcopy(model)                                # one for each thread
-        own = run(copied, chunk)[2][head].clone()                    # (B, T, d_head)
+        _, _, outputs = run(copied, chunk)
+        own = outputs[head].clone()                                  # (B, T, d_head)
         for column in columns:
             arrives = carry_into(val, column)                        # (M,)
             carry = carry_into(chunk, column)                        # (B,)
@@ -777,18 +793,18 @@ def measure_bits(model, val, who, problems):
 
 # 6e. So how does it add?
 # On 367+159 = 0526, model seed 1. In the encoder enc.L0.H2 lets each digit read the
-# other one of its column. Then cross-attention reads, and the feed-forward network
-# adds:
-#     digit         cross H0, H1 read   cross H2 reads         left to the network
-#     thousands 0   1, so 3+1           not needed             no carry out: 0
-#     hundreds 5    1, so 3+1           6, so 6+5, a carry     4 and a carry: 5
-#     tens 2        6, so 6+5           9, so 7+9, a carry     11 and a carry: 2
-#     units 6       9, so 7+9           not needed             16: 6
+# other one of its column, so either stands for the column. Then the decoder reads by
+# cross-attention, and its feed-forward network has to add:
+#     digit         H0, H1 read              H2 reads                left to the network
+#     thousands 0   the 1 of 159, so 3+1     not needed              no carry out: 0
+#     hundreds 5    the 1 of 159, so 3+1     6, so 6+5 carries       4 and a carry: 5
+#     tens 2        6 and 5, so 6+5          9, so 7+9 carries       11 and a carry: 2
+#     units 6       9 and 7, so 7+9          not needed              16: 6
 #
 # In tens and hundreds, 6c shows that H0 and H1 bring the column and H2 the carry, and
-# 6d that one bit is enough. That the network adds them is found by elimination: after
-# the attentions it alone works on the token. Not shown is how a carry passes through a
-# nine (348+652).
+# 6d that one bit is enough. Not tested: that the encoder has already found that 7+9
+# carries; that the network adds (after the attentions only it works on the token); and
+# how a carry passes through a nine (348+652).
 
 # ---- 7. Command line -----------------------------------------------------------------
 
@@ -827,14 +843,16 @@ def look_inside(model, data, folder):
     idle = [head for head in weights if table["zero"][head] >= right - 0.01]
     with replaced(model, dict.fromkeys(idle, 0)):
         wrong = count_wrong(model, problems)
-    groups = groups_of(model)
-    brought = interchange(model, groups)
-    single = {name: heads for name, heads in groups.items() if "+" not in name}
-    who = who_brings(brought)
+    single = {head: [head] for head in weights}
+    for kind in ("enc", "dec", "cross"):
+        single[f"all of {kind}"] = [head for head in weights if head.startswith(kind)]
+    brought = interchange(model, single)
+    pairs = interchange(model, groups_of(model))
+    who = who_brings(pairs)
     results = {"attention": {head: w.mean(dim=0).tolist() for head, w in weights.items()},
                "ablation": {"accuracy": right, **table, "idle": idle, "wrong_without_idle": wrong,
                             "ranking": sorted(weights, key=table["mean"].get)},
-               "brings": {"brought": brought, "who": who,
+               "brings": {"brought": brought, "pairs": pairs, "who": who,
                           "unrelated": interchange(model, single, donor=2),
                           "no nines": interchange(model, single, nines=False),
                           "one_bit": measure_bits(model, data["val"], who, problems)}}

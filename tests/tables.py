@@ -25,7 +25,7 @@ import collections
 import json
 import re
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import attention_addition as add
 import positional_sorting as sort
@@ -83,6 +83,15 @@ def reads():
     rows = [["encoder, other digit of the column", *joins], ["next lower column", *lower]]
     return ["model seed", *SEEDS], rows
 
+def ablation():
+    found = adders("head_analysis/ablation")[1]
+    heads = [head for head in found["zero"] if head not in found["idle"]]
+    rows = []
+    for kind, name in (("zero", "zeros"), ("mean", "its mean")):
+        others = [found[kind][head] for head in found["idle"]]
+        rows.append([name, *(percent(found[kind][head]) for head in heads), spread(others)])
+    return ["replaced by", *heads, f"the other {len(found['idle'])}"], rows
+
 def idle():
     found = adders("head_analysis/ablation").values()
     idle = [len(ablation["idle"]) for ablation in found]
@@ -102,7 +111,14 @@ def who(columns=("tens", "hundreds")):
     return ["model seed", "digit", "carry", "column"], rows
 
 def tens():
-    return who(["tens"])
+    """Of the tens only; with all of cross-attention, and with heads of unrelated problems."""
+    found = adders("head_analysis/brings")
+    rows = [[seed, carry, column, percent(found[seed]["brought"]["tens"]["all of cross"]["both"])]
+            for seed, _, carry, column in who(["tens"])[1]]
+    unrelated = found[1]["unrelated"]["tens"]
+    rows.append(["1, control", f"cross.L0.H2 {percent(unrelated['cross.L0.H2']['carry'])}",
+                 f"cross.L0.H0 {percent(unrelated['cross.L0.H0']['column'])}", ""])
+    return ["model seed", "carry", "column", "both"], rows
 
 def nines():
     brings = adders("head_analysis/brings")[1]
@@ -110,7 +126,7 @@ def nines():
     for column in ("tens", "hundreds"):
         head, fraction = brings["who"][column]["carry"]
         no_nines = brings["no nines"][column][head]["carry"]
-        two = {g: x["carry"] for g, x in brings["brought"][column].items() if f"+ {head}" in g}
+        two = {g: x["carry"] for g, x in brings["pairs"][column].items() if f"+ {head}" in g}
         best = max(two, key=two.get)
         cells = [percent(x) for x in (fraction, no_nines, two[best])]
         rows.append([column, head, *cells, best.split(" + ")[0]])
@@ -138,10 +154,11 @@ def confirmed():
 
 def one_bit():
     """Over the models of tests.confirm: errors of 40,000 if a head says one bit."""
-    heads = [bit for found in lines_of("addition/confirm.json") for bit in found["one_bit"].values()]
-    row = [len(heads), max(bit["wrong"] for bit in heads)]
+    models = [found["one_bit"] for found in lines_of("addition/confirm.json") if found["one_bit"]]
+    heads = [bit for found in models for bit in found.values()]
+    row = [f"{len(heads)} in {len(models)} models", max(bit["wrong"] for bit in heads)]
     for control in ("no bit", "bits of other problems"):
-        row.append(spread([bit[control] / 40_000 for bit in heads]))
+        row.append(percent(median(bit[control] / 40_000 for bit in heads)))
     return ["heads", "wrong of 40,000, at most", "no bit, %", "other bits, %"], [row]
 
 # ---- Sorting -------------------------------------------------------------------------
