@@ -560,9 +560,9 @@ def draw_heads(model, a, b):
 # same for all, like a bias.
 #
 # Result (tests.tables: ablation): percent right without a head, model seed 1
-#     replaced by  enc.L0.H1  enc.L0.H2  cross.L0.H0  cross.L0.H1  cross.L0.H2  the other 7
-#     zeros        95         0          2            56           28           100
-#     its mean     95         0          3            91           32           100
+#               enc.L0.H1  enc.L0.H2  cross.L0.H0  cross.L0.H1  cross.L0.H2  the other 7
+#     zeros     95         0          2            56           28           100
+#     its mean  95         0          3            91           32           100
 #
 # A head is called idle if zeros cost at most one percentage point. Can all idle heads
 # be removed together?
@@ -863,7 +863,7 @@ def look_inside(model, data, folder):
             print(f"{column}: {head} brings the {what} in {fraction:.0%} of the pairs")
     carry, column = who["tens"]["carry"], who["tens"]["column"]
     title = (f"Tens: {carry[0]} brings the carry in {carry[1]:.0%}, {column[0]} the column in "
-             f"{column[1]:.0%}\n(of random pairs of problems, model seed {model.config.model_seed})")
+             f"{column[1]:.0%}\n(random pairs of problems, model seed {model.config.model_seed})")
     common.save_figure(folder / "head_analysis/brings.png", draw_interchange(brought, title))
     for a, b in EXAMPLES if n == 3 else []:
         path = folder / f"attention_patterns/example_{a}+{b}.png"

@@ -90,7 +90,7 @@ def ablation():
     for kind, name in (("zero", "zeros"), ("mean", "its mean")):
         others = [found[kind][head] for head in found["idle"]]
         rows.append([name, *(percent(found[kind][head]) for head in heads), spread(others)])
-    return ["replaced by", *heads, f"the other {len(found['idle'])}"], rows
+    return ["", *heads, f"the other {len(found['idle'])}"], rows
 
 def idle():
     found = adders("head_analysis/ablation").values()
