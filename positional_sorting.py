@@ -74,8 +74,7 @@ class Config:
 # that does not see their order is right on exactly one of the two.
 #
 # Among 256 sorted numbers from 0 to 99 nearly all neighbours are equal or one apart. So
-# half of all lists take their numbers from a narrow range: short lists have such
-# neighbours too.
+# that short lists have such neighbours too, half of them are from a narrow range.
 
 N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
 PAD = 100        # fills up short lists
@@ -95,7 +94,7 @@ def draw_sorted(rng, length):
             return numbers
 
 def unsort(rng, numbers, kind):
-    """Put sorted numbers out of order."""
+    """Return sorted numbers in an unsorted order of one of five kinds."""
     x = list(numbers)
     length = len(x)
     while x == numbers:  # again if only equal numbers have changed places
@@ -126,7 +125,7 @@ def to_data(lists, kinds):
     return pad(lists), kinds
 
 def draw_data(rng, n, lengths, seen):
-    """Draw n lists, in pairs, the kinds in turn."""
+    """Draw n lists, in pairs of a sorted and an unsorted one, the kinds in turn."""
     lists, kinds = [], []
     while len(lists) < n:
         kind = UNSORTED[len(lists) // 2 % len(UNSORTED)]
@@ -155,8 +154,8 @@ def to_records(lists, kinds):
     records = []
     for x, kind in zip(lists, kinds):
         x = x[x != PAD].tolist()
-        records.append({"sequence": x, "is_sorted": int(kind == "sorted"), "length": len(x),
-                        "kind": kind})
+        is_sorted = int(kind == "sorted")
+        records.append({"sequence": x, "is_sorted": is_sorted, "length": len(x), "kind": kind})
     return records
 
 def check_numbers(x, config):
@@ -178,15 +177,15 @@ def load_data(folder, names, config):
             raise UserError("is_sorted or length is wrong")
         if is_sorted:
             return x, "sorted"
-        kind = record.get("kind")
-        return x, kind if kind in UNSORTED else "unsorted"  # your own data need none
+        kind = record.get("kind")  # your own data need none
+        return x, "unsorted" if kind in (None, "sorted") else kind
     files = common.load_records(folder, names, made_with, make, read)
     return {name: to_data(*zip(*records)) for name, records in files.items()}
 
 # ---- 2. Five positional encodings ----------------------------------------------------
 # Attention replaces the vector of each number by a weighted mean of the vectors of all
 # numbers. Permute the numbers, and the outputs are permuted in the same way. Then max
-# pooling takes the largest value of each channel, and the order is gone.
+# pooling takes the largest value of each channel among them, and the order is gone.
 #
 # With a causal mask a number attends to itself and to earlier numbers only. So a head
 # can look for an earlier number that is larger, and a sorted list has none. The mask
@@ -252,7 +251,8 @@ class Learned(Encoding):
 
     def __init__(self, config):
         super().__init__(config)
-        self.table = nn.Parameter(torch.randn(config.max_len, config.d_model) / math.sqrt(2))
+        rows = torch.randn(config.max_len, config.d_model) / math.sqrt(2)
+        self.table = nn.Parameter(rows)
 
     def embed(self, x, position):
         return x + self.table[position]
@@ -290,10 +290,9 @@ ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned, "ro
 
 # ---- 3. Attention and the model ------------------------------------------------------
 # The attention of attention_addition.py, with three more lines for the encoding. By
-# default the model has one block, four heads and 32 channels.
-#
-# Max pooling lets one hidden state say "unsorted", however long the list is. Its price:
-# so can one false alarm. A mean would dilute one misplaced number among 256.
+# default the model has one block, four heads and 32 channels. With max pooling one
+# hidden state can say "unsorted", however long the list is, but so can one false alarm.
+# A mean would dilute one misplaced number among 256.
 
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(d_head)) v in each head (Vaswani et al. 2017)."""
@@ -371,10 +370,10 @@ class SortednessEncoder(nn.Module):
         return self.classify(self.hidden_states(x, start, encoding), x != PAD)
 
 # ---- 4. Scoring ----------------------------------------------------------------------
-# A model that calls everything unsorted is right on all unsorted lists. So each kind of
-# list has its recall, the fraction of its lists that are answered right. The balanced
-# accuracy is the mean of the recall of sorted lists and the mean recall of the unsorted
-# kinds. A constant answer gets 50%, and so does a model that does not see the order.
+# A model that calls everything unsorted is right on all unsorted lists. So recall, the
+# fraction of lists answered right, is measured for each kind. The balanced accuracy is
+# the mean of the recall of sorted lists and the mean recall of the unsorted kinds. A
+# constant answer gets 50%, and so does a model that does not see the order.
 
 @torch.inference_mode()
 def predict(model, lists, start=0, encoding=None):
@@ -499,9 +498,8 @@ def name_of(config):
 # ==== Part II, the lab ================================================================
 
 # ---- 6. Long lists -------------------------------------------------------------------
-# Every encoding is trained without and with a causal mask. A model that is poor on 8 to
-# 16 numbers has not learned the task. One that is poor on more alone does not
-# extrapolate.
+# Every encoding is trained without and with a causal mask. Accuracy on 8 to 16 numbers
+# shows who learned the task, accuracy on more numbers who extrapolates.
 #
 # Result (tests.tables: lengths): balanced accuracy in percent, mean of 5 model seeds
 #     encoding    no mask, 8-16  32  256  causal mask, 8-16  32   256
@@ -541,7 +539,8 @@ def draw_lengths(results):
     for ax, (title, names) in zip(axes[0], panels.items()):
         for name in names:
             percent = [100 * scores["accuracy"] for scores in results[name].values()]
-            ax.plot(list(results[name]), percent, "o-", label=name.replace("-causal", ""))
+            label = name.replace("-causal", "")
+            ax.plot(list(results[name]), percent, "o-", label=label)
         ax.axvspan(-0.5, 1.5, color="0.88")
         ax.hlines(50, -0.5, len(LONG) + 0.5, "black")
         ax.set(title=title, ylim=(44, 103), xlabel="numbers in the list (grey: as in training)",
@@ -579,18 +578,18 @@ def changed(encoding, **methods):
 
 # 7b. Which part of a sinusoidal encoding fails?
 # These models have no mask, so order comes from positions alone, and one head, which
-# sees all waves. Training lists start at 0 to 105, so they reach position 120. Then
-# lists of 16 start anywhere: positions are new, distances are not.
+# sees all waves. Training lists start at 0 to 105 and reach position 120. Then lists of
+# 16 start anywhere: positions are new, distances are not.
 #
 # Within 120 positions the four fast waves, of periods 6 to 35, make three turns or
-# more. The twelve slow ones, of periods 63 and more, make less than two. Hypothesis:
-# only slow waves fail beyond training. (With the wave of period 63 among the fast ones,
-# in an earlier trial, the groups did not separate.)
+# more, the twelve slow ones, of periods 63 and more, less than two. Hypothesis: only
+# slow waves fail beyond training. (An earlier trial, with period 63 among the fast
+# ones, did not separate the groups.)
 #
-# Each wave has two channels of its own. So the slow waves of a list can start at one
-# position (rows of the grid) and the fast ones at another (columns). If only slow waves
-# fail, the last three rows fail. If only fast ones do, the last three columns fail. If
-# unseen pairs of starts do, all cells off the diagonal fail.
+# In one list slow waves can start at one position (rows of the grid) and fast ones at
+# another (columns). If only slow waves fail, the last three rows fail. If only fast
+# ones do, the last three columns fail. If unseen pairs do, all cells off the diagonal
+# fail.
 #
 # Result (tests.tables: waves): percent right of lists of 16, ranges over 5 model seeds
 #                      fast from 0  50      100     200     1,000   5,000
@@ -678,11 +677,10 @@ def measure_parts(model, data):
 # 7c. A list of 256 without a mask: what is new, and what if it is taken away?
 # The models of 7b again, not trained further. A long list brings new positions, where
 # slow waves fail, and new distances: fast waves come round, so numbers far away can
-# look like the neighbour. Two experiments take one away each.
-#
-# Window: a number attends only to those less than 16 places away. This hides no
-# evidence, as every unsorted list has two neighbours in the wrong order. Kept: slow
-# waves have the values of position 50 everywhere.
+# look like the neighbour. Two experiments take one away each. Window: a number attends
+# only to those less than 16 places away. This hides no evidence, as every unsorted list
+# has two neighbours in the wrong order. Kept: slow waves have the values of position 50
+# everywhere.
 #
 # Result (tests.tables: long): percent right by length, ranges over 5 model seeds
 #     encoding    experiment  8-16    16     32      64      128     256
@@ -759,9 +757,9 @@ def measure(model, data, experiments):
 #
 # RoPE comes back with the window, not with log n: so distances, not the number of keys,
 # are the likely cause. (Proof would be all keys visible, and distances clamped at 15.)
-# The model without encoding comes back with the window, with log n, and in four of five
-# seeds with doubled scores: its softmax is too flat for many keys. ALiBi needs no
-# experiment: far keys have a small weight by construction.
+# Without encoding the softmax is too flat for many keys: the window, log n and, in four
+# of five seeds, doubled scores bring it back. ALiBi needs no experiment: far keys have
+# a small weight by construction.
 
 def no_new_position(encoding):
     """The encoding, but all numbers after the sixteenth have its position."""
@@ -935,14 +933,15 @@ def do(args, typed):
     folder = args.data_dir / "sorting"
     configs = {path_of(config, args.out_dir): config for config in settings(typed)}
     new = list(configs) if args.mode in ("all", "train") else []
-    if args.mode == "extrapolate" and len(configs) == 1:
+    if args.mode == "extrapolate" and len(configs) == 1:  # of a setting that was typed
         new = [path for path in configs if not path.exists()]
     if new or args.mode == "gendata":
         data = load_data(folder, ["train", "val", "test"], Config(**typed))
         common.side_by_side(train_and_save, [(configs[path], data, path) for path in new])
     if args.mode in ("gendata", "train"):
         return
-    models = {name_of(config): load(path, typed) for path, config in configs.items()}
+    there = [path for path in configs if path.exists() or args.mode != "extrapolate"]
+    models = {path.parent.name: load(path, typed) for path in there or configs}
     config = next(iter(models.values())).config
     files = {"8-16": "test", **{str(n): f"extrapolation/{n}" for n in LONG}}
     data = load_data(folder, files.values(), config) if folder.exists() else make_data(config)
