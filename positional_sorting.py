@@ -150,7 +150,7 @@ def make_data(config):
     return data
 
 def to_records(lists, kinds):
-    """Lines of a file: {"sequence": [3, 15], "is_sorted": 1, "length": 2, "kind": ...}."""
+    """Lines of a file: {"sequence": [3, 15], "is_sorted": 1, "length": 2, ...}."""
     records = []
     for x, kind in zip(lists, kinds):
         x = x[x != PAD].tolist()
