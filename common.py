@@ -146,6 +146,9 @@ def side_by_side(function, jobs):
 
 # ---- Figures and flags ---------------------------------------------------------------
 
+# Colours that everyone can tell apart (Okabe & Ito 2008).
+COLORS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]
+
 def subplots(rows=1, columns=1, height=3.5, **options):
     """Like plt.subplots, but 8 inches wide, and the same whatever the backend of the user."""
     from matplotlib.figure import Figure  # here: it takes half a second, and answers draw nothing

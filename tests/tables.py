@@ -11,7 +11,8 @@ with one command, and the confirmations have one each:
     python positional_sorting.py --model-seeds 5 --out-dir out/reference
     python -m tests.confirm adder --out-dir out/reference
     python -m tests.confirm sorter --out-dir out/reference
-    python -m tests.page out/reference
+    python positional_sorting.py --mode extrapolate --pe alibi --causal --slope 0.25
+        --model-seeds 5 --out-dir out/reference/paper_slopes
 
 The PDF of the report: cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex
 -V geometry:a4paper,margin=2cm -V fontsize=10pt -H ../tests/report.tex
@@ -163,9 +164,9 @@ def one_bit():
 
 # ---- Sorting -------------------------------------------------------------------------
 
-def sorters(name):
+def sorters(name, folder="sorting"):
     """[what a file of the sorter's results holds, of each model seed]."""
-    folders = ["sorting", *(f"sorting/seed{seed}" for seed in SEEDS[1:])]
+    folders = [folder, *(f"{folder}/seed{seed}" for seed in SEEDS[1:])]
     return [load(f"{folder}/{name}.json") for folder in folders]
 
 def extrapolation():
@@ -199,6 +200,17 @@ def mirror():
     recalls = [seed["alibi"]["8-16"]["recall"] for seed in extrapolation()]
     rows = [spread([recall[kind] for recall in recalls]) for kind in recalls[0]]
     return [kind.replace("_", " ") for kind in recalls[0]], [rows]
+
+def slopes():
+    """ALiBi with a causal mask: the slopes of this task, and those of the paper."""
+    rows = []
+    for name, folder in (("4, of this task", "sorting"),
+                         ("0.25, of the paper", "paper_slopes/sorting")):
+        seeds = sorters("extrapolation/extrapolation_results", folder)
+        cells = [spread([found["alibi-causal"][n]["accuracy"] for found in seeds])
+                 for n in ("8-16", "32", "256")]
+        rows.append([name, *cells])
+    return ["first slope", "8-16", "32", "256"], rows
 
 def waves():
     rows = []
@@ -261,13 +273,14 @@ def fresh():
     models = lines_of("sorting/confirm.json")
     rows = []
     for chosen in (models, [m for m in models if m["long"]["as_it_is"]["16"] >= 0.99]):
-        row = [len(chosen), spread([m["long"]["as_it_is"]["16"] for m in chosen])]
+        row = [len(chosen)]
         for half in (slice(0, 3), slice(3, 6)):
             row.append(spread([x for m in chosen for cells in m["grid"][half] for x in cells]))
+        row.append(spread([m["long"]["as_it_is"]["16"] for m in chosen]))
         row += [spread([m["long"][way]["256"] for m in chosen]) for way in models[0]["long"]]
         rows.append(row)
     ways = [f"256, {way.replace('_', ' ')}" for way in models[0]["long"]]
-    return ["models", "16", "slow waves within", "slow waves beyond", *ways], rows
+    return ["models", "slow within", "beyond", "16", *ways], rows
 
 # ---- Where they go -------------------------------------------------------------------
 

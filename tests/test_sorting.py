@@ -62,7 +62,7 @@ class Sorting(unittest.TestCase):
             _, kinds = sort.load_data(own.parent, ["own"], SMALL)["own"]
             for right in "039":
                 own.write_text(text.replace(right, "100"))
-                self.assertRaisesRegex(common.UserError, "own, record 2",
+                self.assertRaisesRegex(common.UserError, "own.json, record 2 is not",
                                        sort.load_data, own.parent, ["own"], SMALL)
         assert kinds == ("sorted", "unsorted")
 
@@ -210,8 +210,8 @@ class Sorting(unittest.TestCase):
             results[sort.name_of(config)] = {str(n): scores for n in sort.LONG}
         for ax in sort.draw_lengths(results).axes:
             end = "-causal" if "causal" in ax.get_title() else ""
-            for line in ax.lines:
-                scores = results[line.get_label() + end]["16"]
+            for line, label in zip(*ax.get_legend_handles_labels()):
+                scores = results[label + end]["16"]
                 assert line.get_ydata()[0] == 100 * scores["accuracy"]
 
     def test_grid(self):
