@@ -224,8 +224,13 @@ def starts():
     return ["start", *map(str, sort.STARTS[:4])], [["right", *rows]]
 
 def parts():
-    found = analysis("parts")
-    return ["slow waves", "range"], [[x, spread([row[x] for row in found])] for x in found[0]]
+    found, rows = analysis("parts"), []
+    for weights in ("beyond", "within"):
+        neighbour = spread([row[f"weight of the neighbour, {weights}"] for row in found])
+        for rest in ("beyond", "within"):
+            right = spread([row[f"weights {weights}, rest {rest}"] for row in found])
+            rows.append([weights, rest, right, neighbour])
+    return ["for the weights", "for the rest", "right, %", "weight of the neighbour, %"], rows
 
 def experiments(key, name):
     """Rows of experiments of a model: ranges of accuracy over model seeds by length."""
@@ -279,7 +284,7 @@ def fresh():
         row.append(spread([m["long"]["as_it_is"]["16"] for m in chosen]))
         row += [spread([m["long"][way]["256"] for m in chosen]) for way in models[0]["long"]]
         rows.append(row)
-    ways = [f"256, {way.replace('_', ' ')}" for way in models[0]["long"]]
+    ways = [f"256 {way.replace('_', ' ')}" for way in models[0]["long"]]
     return ["models", "slow within", "beyond", "16", *ways], rows
 
 # ---- Where they go -------------------------------------------------------------------

@@ -19,8 +19,8 @@ from tests import tables
 from tests.command import TOP, contents, run
 
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
-BUDGETS = {"attention_addition.py": (6100, 960), "positional_sorting.py": (6510, 1010),
-           "common.py": (1470, 200), "tests": (15_500, 1_700)}  # code tokens, lines
+BUDGETS = {"attention_addition.py": (5960, 900), "positional_sorting.py": (6520, 990),
+           "common.py": (1600, 215), "tests": (15_400, 1_660)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
