@@ -62,6 +62,8 @@ class Config:
 
     def __post_init__(self):
         common.check(self)
+        if self.carry_chains > 1:
+            raise UserError("type --carry-chains from 0 to 1")
 
 # ==== Part I, the lesson ==============================================================
 
@@ -121,8 +123,8 @@ def make_data(config):
     count = 9 * low  # numbers of this length
     sizes = {"test": config.n_test, "val": config.n_val, "train": config.n_train}
     if sum(sizes.values()) > count * (count + 1) // 2:
-        raise UserError(f"there are only {count * (count + 1) // 2:,} pairs; type a smaller "
-                        "--n-train, --n-val and --n-test")
+        raise UserError(f"there are only {count * (count + 1) // 2:,} pairs; type --n-train, "
+                        "--n-val and --n-test that sum to no more")
     rng = random.Random(config.seed)
     seen = set()
     data = {}

@@ -104,7 +104,10 @@ def load_records(folder, names, made_with, make, read):
         if not path.exists():
             path = folder / f"{name}.jsonl"
         data[name] = []
-        for record in load_json(path) or [None]:
+        records = load_json(path)
+        if not records:
+            raise UserError(f"{path} holds no record")
+        for record in records:
             try:
                 data[name].append(read(record))
             except (UserError, LookupError, TypeError) as error:

@@ -187,8 +187,8 @@ class Commands(unittest.TestCase):
                 "--steps 0": "1 or more", "--lr nan": "0 or more", "--warmup -1": "1 or more", "--n-head 3": "multiple of twice --n-head",
                 "--mode infer": "questions go with", "--mode train 34+15": "questions go with",
                 "'5 6;7'": "expected", "--mode train --lr 1e30 {}": "type a smaller --lr"}
-        of_one = {add: {"--num-digits 1 --data-dir new": "only 45 pairs; type a smaller",
-                        "34": "as in 347.159", "1+2": "from 10 to 99", "34+150": "from 10 to 99"},
+        of_one = {add: {"--num-digits 1 --data-dir new": "only 45 pairs; type --n-train",
+                        "34": "as in 347.159", "--carry-chains 50": "from 0 to 1", "1+2": "from 10 to 99", "34+150": "from 10 to 99"},
                   sort: {"--pe sinus": "type one of none, sinus", "'3'": "2 to 512 numbers",
                          "'3 100'": "from 0 to 99", "'3 -1'": "from 0 to 99",
                          "{} --n-val 1 --data-dir new": "one sorted and one unsorted"}}

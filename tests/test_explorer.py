@@ -28,18 +28,19 @@ const answers = problems.map(([a, b]) => +answerAdder(adder, a, b).digits.join("
 const logits = changes.map(([head, x]) => problems.slice(0, 100).map(([a, b]) =>
   [...runAdder(adder, a, b, { [head]: x && x.flat(2) }).logits]));
 const sorters = names.map((name) => load("sorting/" + name)).map((model) =>
-  ways.map((how) => lists.map((x) => runSorter(model, x, how).logit)));
+  ways.map(([start, slowStart, slowStep, window]) => lists.map((x) =>
+    runSorter(model, x, { start, slowStart, slowStep, window }).logit)));
 console.log(JSON.stringify([answers, logits, sorters]));
 """
-# Files of one's own: a model with another encoding, one that is cut off, and one with a conflict.
+# Files of one's own: with an encoding that the page does not know, cut off, and with a conflict.
 SET_UP = """
-ln -s {reference} reference; cp -r reference/sorting/none reference/sorting/rope . ; mkdir sorting
-mv none rope sorting; mkdir sorting/alibi
-sed -i 's/"pe": "none"/"pe": "x"/' sorting/none/best_model.js
+ln -s {reference} reference
+mkdir -p sorting/none sorting/rope sorting/alibi
+sed 's/"pe": "none"/"pe": "x"/' reference/sorting/none/best_model.js > sorting/none/best_model.js
 head -c 9999 reference/sorting/rope/best_model.js > sorting/rope/best_model.js
 (echo '<<<<<<< HEAD'; cat reference/sorting/alibi/best_model.js) > sorting/alibi/best_model.js
-timeout 200 chromium --headless=new --no-sandbox --disable-gpu --disable-background-networking \
-  --virtual-time-budget=400000 --dump-dom \
+timeout 200 chromium --headless=new --no-sandbox --disable-gpu --disable-background-networking \\
+  --virtual-time-budget=400000 --dump-dom \\
   "file://$PWD/page.html#sorter/3,15,27,22/open=sinusoidal-random-start/start=20/slow=1000"
 """
 # Each step does something; then what is shown must fit its claim, and Python below.
@@ -80,22 +81,53 @@ const steps = {
         /bit=cross.L0.H2.*row=dec.L0.H1:1/],
   none: [() => press("[data-off]"), /767/],
 };
+// What is claimed of a list (the first) and of 100: setting, how it runs, P(sorted), number right.
+function sorterClaim(name, text, mark) {
+  const [, un, p, right] = text.match(/(un)?sorted ([\d.]+).*?(\d+) of 100/);
+  if (text.includes("✓") !== (!un === isSorted(sorter.numbers))) errors.push(text);
+  const start = +$("start").value;
+  return [name, [start, +($("slow").value || start), +!$("kept").checked, $("window").checked],
+          [sorter.numbers, ...fixedLists(sorter.numbers.length)], un ? 1 - p : +p, +right];
+}
+function gridClaim(cell) {
+  const [start, slowStart] = cell.dataset.starts.split(",").map(Number), lists = fixedLists(16);
+  return [sorter.open, [start, slowStart, 1, false], [lists[0], ...lists], null, +text(cell)];
+}
+const text = (x) => x.innerText.replace(/\s+/g, " ").trim();
 onload = async () => {
-  const text = (x) => x.innerText.replace(/\s+/g, " ").trim();
+  const claims = { sorter: [], adder: {} };
   for (const [step, [act, claim]] of Object.entries(steps)) {
     act();
     await new Promise((done) => setTimeout(done, 9000));
-    const found = `${text($("result"))} ${location.hash} ${$(tab).className}`;
+    const said = text($("result"));
+    const digits = $("digits").innerText && all("#digits label").map(text).join(" | ");
+    const found = `${said} ${location.hash} ${$(tab).className} ${digits}`;
     if (!claim.test(found)) errors.push(step, found);
-    steps[step] = { found, numbers: tab === "sorter" && [sorter.numbers,
-      ...fixedLists(sorter.numbers.length)], problems: adder.problems,
-      digits: all("#digits label").map(text), rows: all("tr").map((x) => text(x).split(" ")),
-      settings: all("[data-open]").map((x) => `${x.id} ${text(x)}`),
-      starts: all("[data-starts]").map((x) => [...x.dataset.starts.split(","), text(x)]) };
+    if ($(tab).className) continue;
+    if (tab === "adder") claims.adder[step] = [said, adder.problems];
+    else claims.sorter.push(sorterClaim(sorter.open, said));
+    if (step === "all") for (const button of all("[data-open]"))
+      claims.sorter.push(sorterClaim(button.id, text(button)));
+    if (step === "cell") claims.sorter.push(...all("[data-starts]").map(gridClaim));
+    if (step !== "bit") continue;
+    const [, ...rows] = all("tr").map((row) => text(row).replace("−∞", "-Infinity").split(" "));
+    const powers = rows.slice(0, -1).map((row) => Math.exp(+row[2] + +row[3]));
+    const total = powers.reduce((x, y) => x + y);
+    claims.inside = [powers.map((x) => x / total), rows.slice(0, -1).map((row) => +row[5]),
+                     rows.at(-1).slice(3).map(Number)];
   }
-  document.body.textContent = JSON.stringify([steps, [[1, 2], ...fixedLists(16)], errors]);
+  document.body.textContent = JSON.stringify([claims, errors]);
 };
 </script>"""
+
+def sorter_logits(name, lists, start, slow, step, window):
+    """Logits of lists that start at a position, with slow waves at slow, slow + step, ..."""
+    encoding = SORTERS[name].encoding
+    if "sinusoidal" in name:
+        encoding = sort.slow_waves_at(encoding, slow + step * torch.arange(len(lists[0])))
+    if window:
+        encoding = sort.window(encoding)
+    return SORTERS[name](torch.tensor(lists), start, encoding)
 
 class Explorer(unittest.TestCase):
     def test_it_is_short(self):
@@ -108,21 +140,52 @@ class Explorer(unittest.TestCase):
         problems, changes = add.random_problems(3, 2000), []
         for head, x in add.run(ADDER, problems)[2].items():
             changes += [(head, 0), (head, x[:1])]
-        lists = problems.view(100, 40)[:10] % 100
-        ways = [({"start": 0}, lambda encoding: encoding), ({"start": 472, "window": 1}, sort.window),
-                ({"start": 9, "slowStart": 50, "slowStep": 0}, sort.kept),
-                ({"start": 9, "slowStart": 1000}, slow_from(1000, 40))]
-        given = [problems, changes, lists, [how for how, _ in ways], list(SORTERS)]
+        lists = (problems.view(100, 40)[:10] % 100).tolist()
+        ways = [(0, 0, 1, 0), (472, 472, 1, 1), (9, 50, 0, 0), (9, 1000, 1, 1)]
+        given = json.dumps([problems, changes, lists, ways, list(SORTERS)], default=torch.Tensor.tolist)
         found = subprocess.check_output(["node", "-e", MODELS + IN_NODE], cwd=REFERENCE, text=True,
-                                        input=json.dumps(given, default=torch.Tensor.tolist))
+                                        input=given)
         answers, logits, sorters = json.loads(found)
         self.assertEqual(answers, add.solve(ADDER, problems))
         for (head, x), found in zip(changes, torch.tensor(logits)):
             with add.replaced(ADDER, {head: x}):
                 expected = ADDER(*add.tokenize(problems[:100], 3)).flatten(1)
             self.assertLess((found - expected).abs().max(), 1e-3, head)
-        for model, logits in zip(SORTERS.values(), sorters):
-            for (how, change), found in zip(ways, torch.tensor(logits)):
-                if model.config.pe == "sinusoidal" or "slowStart" not in how:
-                    expected = model(lists, how["start"], change(model.encoding))
-                    self.assertLess((found - expected).abs().max(), 1e-3, (model.config, how))
+        for name, rows in zip(SORTERS, sorters):
+            for way, found in zip(ways, torch.tensor(rows)):
+                expected = sorter_logits(name, lists, *way)
+                self.assertLess((found - expected).abs().max(), 1e-3, (name, way))
+
+    @unittest.skipUnless(shutil.which("chromium"), "chromium is not installed")
+    @torch.inference_mode()
+    def test_page_in_a_browser(self):
+        with tempfile.TemporaryDirectory() as folder:
+            page = PAGE.replace("<title>", IN_BROWSER + "<title>")
+            Path(folder, "page.html").write_text(page, "utf-8")
+            yours = add.Adder(add.Config(num_digits=2))
+            common.save_model(Path(folder, "addition/best_model.pth"), yours)
+            seen = subprocess.check_output(SET_UP.format(reference=REFERENCE), shell=True, text=True,
+                                           cwd=folder, stderr=subprocess.DEVNULL)
+        claims, errors = json.loads(re.search("<body>(.*)</body>", seen)[1])
+        self.assertEqual(errors, [])
+        for name, way, lists, p, count in claims["sorter"]:
+            logits = sorter_logits(name, lists, *way)
+            right = (logits > 0) == (torch.tensor(lists).diff(dim=1) >= 0).all(dim=1)
+            self.assertEqual(right[1:].sum(), count, (name, way))
+            self.assertAlmostEqual(p or logits[0].sigmoid(), logits[0].sigmoid(), delta=6e-4)
+        problems = torch.tensor(claims["adder"]["none"][1])
+        outputs = add.run(ADDER, problems)[2]
+        def bit(head, problems_now):
+            """Its output, but one of two means where a carry arrives: {token: column}."""
+            x = add.run(ADDER, problems_now)[2][head].clone()
+            places = {0: 3, 1: 2, 2: 1} if "cross" in head else {0: 2, 1: 1, 4: 2, 5: 1}
+            for t, k in places.items():
+                carry, now = add.carry_into(problems, k), add.carry_into(problems_now, k)
+                yes, no = outputs[head][carry, t].mean(0), outputs[head][~carry, t].mean(0)
+                x[:, t] = torch.where(now[:, None], yes, no)
+            return x
+        h2, e2 = "cross.L0.H2", "enc.L0.H2"
+        patch = add.run(ADDER, [(347, 159)])[2][h2]
+        heads = {"off": h2, "mean": h2, "bit": h2, "encoderBit": e2}
+        for step, (said, _) in claims["adder"].items():
+            model, fixed = (yours, claims["adder"]["yours"][1])
