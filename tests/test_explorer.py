@@ -75,7 +75,8 @@ const steps = {
   badProblem: [() => type("b", "1234"), /^Type two numbers of 3 digits, .*void/],
   off: [() => location.hash = "adder/142%2B259/off=cross.L0.H2%2Cx", /142.259.*=cross.L0.H2.from/],
   badSecond: [() => [set("cross.L0.H2", "patch"), type("a2", "x")], /digits to patch from.*void/],
-  patch: [() => location.hash = "adder/241+526/patch=cross.L0.H2/from=347+159", /Without the p/],
+  patch: [() => location.hash = "adder/241+526/patch=cross.L0.H2/from=347+159", 
+          /Without the p.* 8 [\d.]+ ✗ not 7 the other's carry \| 7 [\d.]+ ✗ not 6 the other's carry \| /],
   mean: [() => set("cross.L0.H2", "mean"), /mean=cross.L0.H2/],
   bit: [() => [set("cross.L0.H2", "bit"), down("dec.L0.H1"), setTimeout(down, 99, "dec.L0.H1")],
         /bit=cross.L0.H2.*row=dec.L0.H1:1/],
@@ -104,8 +105,11 @@ onload = async () => {
     const found = `${said} ${location.hash} ${$(tab).className} ${digits}`;
     if (!claim.test(found)) errors.push(step, found);
     if ($(tab).className) continue;
-    if (tab === "adder") claims.adder[step] = [said, adder.problems];
-    else claims.sorter.push(sorterClaim(sorter.open, said));
+    const [, a, b, answer, verdict, right] =
+      said.match(/^(\d+).(\d+): the model answers (\d+), (right|wrong) .*?(\d+) of 500/) ?? [];
+    if (tab === "adder") claims.adder[step] = [[+a, +b], +answer, +right, adder.problems];
+    if (tab === "adder" && (verdict === "right") !== (+a + +b === +answer)) errors.push(said);
+    if (tab === "sorter") claims.sorter.push(sorterClaim(sorter.open, said));
     if (step === "all") for (const button of all("[data-open]"))
       claims.sorter.push(sorterClaim(button.id, text(button)));
     if (step === "cell") claims.sorter.push(...all("[data-starts]").map(gridClaim));
@@ -131,8 +135,8 @@ def sorter_logits(name, lists, start, slow, step, window):
 
 class Explorer(unittest.TestCase):
     def test_it_is_short(self):
-        self.assertTrue(PAGE.count("\n") <= 700 and MODELS.count("\n") < 180)
-        self.assertNotRegex(PAGE, ".{101}")
+        self.assertRegex(PAGE, r"\A(.{0,100}\n){1,700}\Z")
+        self.assertRegex(MODELS, r"\A(.*\n){1,179}\Z")
 
     @unittest.skipUnless(shutil.which("node"), "node is not installed")
     @torch.inference_mode()
@@ -173,19 +177,28 @@ class Explorer(unittest.TestCase):
             right = (logits > 0) == (torch.tensor(lists).diff(dim=1) >= 0).all(dim=1)
             self.assertEqual(right[1:].sum(), count, (name, way))
             self.assertAlmostEqual(p or logits[0].sigmoid(), logits[0].sigmoid(), delta=6e-4)
-        problems = torch.tensor(claims["adder"]["none"][1])
-        outputs = add.run(ADDER, problems)[2]
-        def bit(head, problems_now):
-            """Its output, but one of two means where a carry arrives: {token: column}."""
-            x = add.run(ADDER, problems_now)[2][head].clone()
-            places = {0: 3, 1: 2, 2: 1} if "cross" in head else {0: 2, 1: 1, 4: 2, 5: 1}
-            for t, k in places.items():
-                carry, now = add.carry_into(problems, k), add.carry_into(problems_now, k)
-                yes, no = outputs[head][carry, t].mean(0), outputs[head][~carry, t].mean(0)
-                x[:, t] = torch.where(now[:, None], yes, no)
+        h2, problems = "cross.L0.H2", torch.tensor(claims["adder"]["bit"][3])
+        said = add.run(ADDER, problems)[2][h2]
+        def bit(now):
+            """One of two means at each digit into which a carry can arrive, but for the units."""
+            x = add.run(ADDER, now)[2][h2].clone()
+            for k in (1, 2, 3):
+                carry = add.carry_into(problems, k)
+                yes, no = said[carry, 3 - k].mean(0), said[~carry, 3 - k].mean(0)
+                x[:, 3 - k] = torch.where(add.carry_into(now, k)[:, None], yes, no)
             return x
-        h2, e2 = "cross.L0.H2", "enc.L0.H2"
-        patch = add.run(ADDER, [(347, 159)])[2][h2]
-        heads = {"off": h2, "mean": h2, "bit": h2, "encoderBit": e2}
-        for step, (said, _) in claims["adder"].items():
-            model, fixed = (yours, claims["adder"]["yours"][1])
+        changes = {"off": lambda now: 0, "mean": lambda now: said.mean(0, True), "bit": bit,
+                   "patch": lambda now: add.run(ADDER, [(347, 159)])[2][h2]}
+        for step, (problem, answer, count, problems_of) in claims["adder"].items():
+            model = yours if step == "yours" else ADDER
+            def change(now):
+                return {h2: changes[step](now)} if step in changes else {}
+            with add.replaced(model, change(torch.tensor([problem]))):
+                self.assertEqual(add.solve(model, [problem]), [answer], step)
+            now = torch.tensor(problems_of)
+            right = add.accuracy(model, now, {} if step == "patch" else change(now))
+            self.assertEqual(round(500 * right), count, step)
+        _, weights, outputs = add.run(ADDER, [(241, 526)])
+        for found, expected in zip(claims["inside"], [weights, weights, outputs]):
+            expected = expected["dec.L0.H1"][0, 1]
+            self.assertLess((torch.tensor(found) - expected).abs().max(), 0.01)
