@@ -16,36 +16,50 @@ from tests.command import TOP
 
 REFERENCE = TOP / "out/reference"
 ADDER = add.load(REFERENCE / "addition/best_model.pth")
-SORTERS = {path.parent.name: sort.load(path) for path in REFERENCE.glob("sorting/*/*.pth")}
 PAGE = (TOP / "out/explorer.html").read_text("utf-8")
 MODELS = re.search(r'<script id="models">\n(.*?)</script>', PAGE, re.DOTALL)[1]
+# Both scripts below make claims, in lists as Explorer.check reads them.
 IN_NODE = """
-const read = (file) => require("fs").readFileSync(file, "utf8");
-const [problems, changes, lists, ways, names] = JSON.parse(read(0));
-const load = (folder) => readModel(eval(read(folder + "/best_model.js")));
-const adder = load("addition");
-const answers = problems.map(([a, b]) => +answerAdder(adder, a, b).digits.join(""));
-const logits = changes.map(([head, x]) => problems.slice(0, 100).map(([a, b]) =>
-  [...runAdder(adder, a, b, { [head]: x && x.flat(2) }).logits]));
-const sorters = names.map((name) => load("sorting/" + name)).map((model) =>
-  ways.map(([start, slowStart, slowStep, window]) => lists.map((x) =>
-    runSorter(model, x, { start, slowStart, slowStep, window }).logit)));
-console.log(JSON.stringify([answers, logits, sorters]));
+const fs = require("fs");
+const load = (folder) => readModel(eval(fs.readFileSync(folder + "/best_model.js", "utf8")));
+const problems = Array.from({ length: 2000 }, (_, i) => [100 + i * 7919 % 900, 999 - i * 31 % 900]);
+const claims = { sorter: [], adder: [] }, adder = load("addition"), some = problems.slice(0, 100);
+const answer = (replace) => ([a, b]) => +answerAdder(adder, a, b, replace).digits.join("");
+const second = runAdder(adder, 347, 159), on = problems.map(answer({}));
+const right = (answers) => answers.filter((x, i) => x === problems[i][0] + problems[i][1]).length;
+claims.adder.push(["cross.L0.H0", "on", problems, on, problems, right(on)]);
+for (const head in second.heads) {
+  const [off, patch] = [0, second.heads[head].output].map((x) => some.map(answer({ [head]: x })));
+  claims.adder.push([head, "off", some, off, some, right(off)],
+                    [head, "patch", some, patch, some, right(on.slice(0, 100))]);
+}
+const lists = [3, 5, 7, 11, 13].map((x) => Array.from({ length: 40 }, (_, i) => x * i % 100));
+for (const name of fs.readdirSync("sorting")) {
+  if (!fs.existsSync(`sorting/${name}/best_model.js`)) continue;
+  const model = load("sorting/" + name);
+  for (const way of [[0, 0, 1, 0], [472, 472, 1, 1], [9, 50, 0, 0], [9, 1000, 1, 1]]) {
+    const [start, slowStart, slowStep, window] = way, how = { start, slowStart, slowStep, window };
+    const p = lists.map((x) => 1 / (1 + Math.exp(-runSorter(model, x, how).logit)));
+    claims.sorter.push([name, way, lists, p, p.slice(1).filter((x) => x < 0.5).length]);
+  }
+}
+console.log(JSON.stringify(claims));
 """
 # Files of one's own: with an encoding that the page does not know, cut off, and with a conflict.
 SET_UP = """
-ln -s {reference} reference
 mkdir -p sorting/none sorting/rope sorting/alibi
 sed 's/"pe": "none"/"pe": "x"/' reference/sorting/none/best_model.js > sorting/none/best_model.js
 head -c 9999 reference/sorting/rope/best_model.js > sorting/rope/best_model.js
 (echo '<<<<<<< HEAD'; cat reference/sorting/alibi/best_model.js) > sorting/alibi/best_model.js
 timeout 200 chromium --headless=new --no-sandbox --disable-gpu --disable-background-networking \\
   --virtual-time-budget=400000 --dump-dom \\
-  "file://$PWD/page.html#sorter/3,15,27,22/open=sinusoidal-random-start/start=20/slow=1000"
+  "file://$PWD/page.html#sorter/3,15,27,22/open=sinusoidal-random-start/start=20/slow=1000" \\
+  2> /dev/null
 """
 # Each step does something; then what is shown must fit its claim, and Python below.
 IN_BROWSER = r"""<script>
 const errors = []; onerror = onunhandledrejection = (x) => errors.push(String(x.reason ?? x));
+const note = onerror; onerror = (x) => x === "Script error." || note(x);  // that of a model file
 const press = (button) => document.querySelector(button).click();
 const input = (element, value) =>
   Object.assign(element, { value }).dispatchEvent(new Event("input", { bubbles: true }));
@@ -76,10 +90,11 @@ const steps = {
   off: [() => location.hash = "adder/142%2B259/off=cross.L0.H2%2Cx", /142.259.*=cross.L0.H2.from/],
   badSecond: [() => [set("cross.L0.H2", "patch"), type("a2", "x")], /digits to patch from.*void/],
   patch: [() => location.hash = "adder/241+526/patch=cross.L0.H2/from=347+159", 
-          /Without the p.* 8 [\d.]+ ✗ not 7 the other's carry \| 7 [\d.]+ ✗ not 6 the other's carry \| /],
+          /Without the p.*8 \S+ ✗ not 7 the other's carry \| 7 \S+ ✗ not 6 the other's carry \| 7/],
   mean: [() => set("cross.L0.H2", "mean"), /mean=cross.L0.H2/],
   bit: [() => [set("cross.L0.H2", "bit"), down("dec.L0.H1"), setTimeout(down, 99, "dec.L0.H1")],
         /bit=cross.L0.H2.*row=dec.L0.H1:1/],
+  encoderBit: [() => [press("[data-off]"), set("enc.L0.H2", "bit")], /bit=enc/],
   none: [() => press("[data-off]"), /767/],
 };
 // What is claimed of a list (the first) and of 100: setting, how it runs, P(sorted), number right.
@@ -88,15 +103,17 @@ function sorterClaim(name, text, mark) {
   if (text.includes("✓") !== (!un === isSorted(sorter.numbers))) errors.push(text);
   const start = +$("start").value;
   return [name, [start, +($("slow").value || start), +!$("kept").checked, $("window").checked],
-          [sorter.numbers, ...fixedLists(sorter.numbers.length)], un ? 1 - p : +p, +right];
+          [sorter.numbers, ...fixedLists(sorter.numbers.length)], [un ? 1 - p : +p], +right];
 }
 function gridClaim(cell) {
   const [start, slowStart] = cell.dataset.starts.split(",").map(Number), lists = fixedLists(16);
-  return [sorter.open, [start, slowStart, 1, false], [lists[0], ...lists], null, +text(cell)];
+  const { logit } = runSorter(readyModel, lists[0], { start, slowStart });
+  return [sorter.open, [start, slowStart, 1, false], [lists[0], ...lists],
+          [1 / (1 + Math.exp(-logit))], +text(cell)];
 }
 const text = (x) => x.innerText.replace(/\s+/g, " ").trim();
 onload = async () => {
-  const claims = { sorter: [], adder: {} };
+  const claims = { sorter: [], adder: [] };
   for (const [step, [act, claim]] of Object.entries(steps)) {
     act();
     await new Promise((done) => setTimeout(done, 9000));
@@ -107,58 +124,72 @@ onload = async () => {
     if ($(tab).className) continue;
     const [, a, b, answer, verdict, right] =
       said.match(/^(\d+).(\d+): the model answers (\d+), (right|wrong) .*?(\d+) of 500/) ?? [];
-    if (tab === "adder") claims.adder[step] = [[+a, +b], +answer, +right, adder.problems];
+    const claimed = [[[+a, +b]], [+answer], adder.problems, +right];
+    if (step === "yours") claims.yours = claimed;
+    else if (tab === "adder") claims.adder.push([...Object.entries(adder.states)[0] ??
+                                                 ["cross.L0.H0", "on"], ...claimed]);
     if (tab === "adder" && (verdict === "right") !== (+a + +b === +answer)) errors.push(said);
     if (tab === "sorter") claims.sorter.push(sorterClaim(sorter.open, said));
     if (step === "all") for (const button of all("[data-open]"))
       claims.sorter.push(sorterClaim(button.id, text(button)));
+    if (step === "cell") window.readyModel = await load("sorting/" + sorter.open);
     if (step === "cell") claims.sorter.push(...all("[data-starts]").map(gridClaim));
     if (step !== "bit") continue;
     const [, ...rows] = all("tr").map((row) => text(row).replace("−∞", "-Infinity").split(" "));
-    const powers = rows.slice(0, -1).map((row) => Math.exp(+row[2] + +row[3]));
-    const total = powers.reduce((x, y) => x + y);
-    claims.inside = [powers.map((x) => x / total), rows.slice(0, -1).map((row) => +row[5]),
-                     rows.at(-1).slice(3).map(Number)];
+    const keys = rows.slice(0, -1), powers = keys.map((row) => Math.exp(+row[2] + +row[3]));
+    const total = powers.reduce((x, y) => x + y);  // of what is printed as score and mask
+    if (keys.some((row, i) => Math.abs(row[5] - powers[i] / total) > 0.01)) errors.push(rows);
+    claims.inside = [...keys.map((row) => +row[5]), ...rows.at(-1).slice(3).map(Number)];
   }
   document.body.textContent = JSON.stringify([claims, errors]);
 };
 </script>"""
 
-def sorter_logits(name, lists, start, slow, step, window):
-    """Logits of lists that start at a position, with slow waves at slow, slow + step, ..."""
-    encoding = SORTERS[name].encoding
-    if "sinusoidal" in name:
-        encoding = sort.slow_waves_at(encoding, slow + step * torch.arange(len(lists[0])))
-    if window:
-        encoding = sort.window(encoding)
-    return SORTERS[name](torch.tensor(lists), start, encoding)
+def put_in(state, head, problems, fixed):
+    """What stands in the place of a head's output on problems (N, 2); fixed are those of means."""
+    outputs = add.run(ADDER, fixed)[2][head]
+    if state != "bit":
+        return {"off": 0, "mean": outputs.mean(0, True),
+                "patch": add.run(ADDER, [(347, 159)])[2][head]}[state]
+    output = add.run(ADDER, problems)[2][head].clone()
+    for t, k in ({0: 2, 1: 1, 4: 2, 5: 1} if "enc" in head else {0: 3, 1: 2, 2: 1}).items():
+        carry = add.carry_into(fixed, k)
+        means = [outputs[which, t].mean(0) for which in (carry, ~carry)]
+        output[:, t] = torch.where(add.carry_into(problems, k)[:, None], *means)
+    return output
 
 class Explorer(unittest.TestCase):
     def test_it_is_short(self):
         self.assertRegex(PAGE, r"\A(.{0,100}\n){1,700}\Z")
         self.assertRegex(MODELS, r"\A(.*\n){1,179}\Z")
 
+    def check(self, claims):
+        for name, (start, slow, step, window), lists, p, count in claims["sorter"]:
+            model = sort.load(REFERENCE / f"sorting/{name}/best_model.pth")
+            encoding = model.encoding
+            if "sinusoidal" in name:
+                encoding = sort.slow_waves_at(encoding, slow + step * torch.arange(len(lists[0])))
+            if window:
+                encoding = sort.window(encoding)
+            logits = model(torch.tensor(lists), start, encoding)
+            self.assertLess((logits.sigmoid()[:len(p)] - torch.tensor(p)).abs().max(), 6e-4, name)
+            right = (logits > 0) == (torch.tensor(lists).diff() >= 0).all(1)
+            self.assertEqual(right[1:].sum(), count)
+        for head, state, problems, answers, fixed, count in claims["adder"]:
+            def change(state, now, fixed=torch.tensor(fixed)):
+                now = torch.tensor(now)
+                return {} if state == "on" else {head: put_in(state, head, now, fixed)}
+            with add.replaced(ADDER, change(state, problems)):
+                self.assertEqual(add.solve(ADDER, problems), answers, (head, state))
+            state = state.replace("patch", "on")
+            right = add.accuracy(ADDER, torch.tensor(fixed), change(state, fixed))
+            self.assertEqual(round(len(fixed) * right), count, (head, state))
+
     @unittest.skipUnless(shutil.which("node"), "node is not installed")
     @torch.inference_mode()
     def test_models_are_pytorchs(self):
-        problems, changes = add.random_problems(3, 2000), []
-        for head, x in add.run(ADDER, problems)[2].items():
-            changes += [(head, 0), (head, x[:1])]
-        lists = (problems.view(100, 40)[:10] % 100).tolist()
-        ways = [(0, 0, 1, 0), (472, 472, 1, 1), (9, 50, 0, 0), (9, 1000, 1, 1)]
-        given = json.dumps([problems, changes, lists, ways, list(SORTERS)], default=torch.Tensor.tolist)
-        found = subprocess.check_output(["node", "-e", MODELS + IN_NODE], cwd=REFERENCE, text=True,
-                                        input=given)
-        answers, logits, sorters = json.loads(found)
-        self.assertEqual(answers, add.solve(ADDER, problems))
-        for (head, x), found in zip(changes, torch.tensor(logits)):
-            with add.replaced(ADDER, {head: x}):
-                expected = ADDER(*add.tokenize(problems[:100], 3)).flatten(1)
-            self.assertLess((found - expected).abs().max(), 1e-3, head)
-        for name, rows in zip(SORTERS, sorters):
-            for way, found in zip(ways, torch.tensor(rows)):
-                expected = sorter_logits(name, lists, *way)
-                self.assertLess((found - expected).abs().max(), 1e-3, (name, way))
+        found = subprocess.check_output(["node", "-e", MODELS + IN_NODE], cwd=REFERENCE)
+        self.check(json.loads(found))
 
     @unittest.skipUnless(shutil.which("chromium"), "chromium is not installed")
     @torch.inference_mode()
@@ -168,37 +199,14 @@ class Explorer(unittest.TestCase):
             Path(folder, "page.html").write_text(page, "utf-8")
             yours = add.Adder(add.Config(num_digits=2))
             common.save_model(Path(folder, "addition/best_model.pth"), yours)
-            seen = subprocess.check_output(SET_UP.format(reference=REFERENCE), shell=True, text=True,
-                                           cwd=folder, stderr=subprocess.DEVNULL)
+            Path(folder, "reference").symlink_to(REFERENCE)
+            seen = subprocess.check_output(SET_UP, shell=True, cwd=folder, text=True)
         claims, errors = json.loads(re.search("<body>(.*)</body>", seen)[1])
         self.assertEqual(errors, [])
-        for name, way, lists, p, count in claims["sorter"]:
-            logits = sorter_logits(name, lists, *way)
-            right = (logits > 0) == (torch.tensor(lists).diff(dim=1) >= 0).all(dim=1)
-            self.assertEqual(right[1:].sum(), count, (name, way))
-            self.assertAlmostEqual(p or logits[0].sigmoid(), logits[0].sigmoid(), delta=6e-4)
-        h2, problems = "cross.L0.H2", torch.tensor(claims["adder"]["bit"][3])
-        said = add.run(ADDER, problems)[2][h2]
-        def bit(now):
-            """One of two means at each digit into which a carry can arrive, but for the units."""
-            x = add.run(ADDER, now)[2][h2].clone()
-            for k in (1, 2, 3):
-                carry = add.carry_into(problems, k)
-                yes, no = said[carry, 3 - k].mean(0), said[~carry, 3 - k].mean(0)
-                x[:, 3 - k] = torch.where(add.carry_into(now, k)[:, None], yes, no)
-            return x
-        changes = {"off": lambda now: 0, "mean": lambda now: said.mean(0, True), "bit": bit,
-                   "patch": lambda now: add.run(ADDER, [(347, 159)])[2][h2]}
-        for step, (problem, answer, count, problems_of) in claims["adder"].items():
-            model = yours if step == "yours" else ADDER
-            def change(now):
-                return {h2: changes[step](now)} if step in changes else {}
-            with add.replaced(model, change(torch.tensor([problem]))):
-                self.assertEqual(add.solve(model, [problem]), [answer], step)
-            now = torch.tensor(problems_of)
-            right = add.accuracy(model, now, {} if step == "patch" else change(now))
-            self.assertEqual(round(500 * right), count, step)
+        self.check(claims)
+        problems, answers, fixed, count = claims["yours"]
+        self.assertEqual(add.solve(yours, problems), answers)
+        self.assertEqual(round(500 * add.accuracy(yours, torch.tensor(fixed))), count)
         _, weights, outputs = add.run(ADDER, [(241, 526)])
-        for found, expected in zip(claims["inside"], [weights, weights, outputs]):
-            expected = expected["dec.L0.H1"][0, 1]
-            self.assertLess((torch.tensor(found) - expected).abs().max(), 0.01)
+        inside = torch.cat([weights["dec.L0.H1"], outputs["dec.L0.H1"]], dim=-1)[0, 1]
+        self.assertLess((torch.tensor(claims["inside"]) - inside).abs().max(), 0.01)
