@@ -117,26 +117,25 @@ def who(columns=("tens", "hundreds")):
     return ["model seed", "digit", "carry", "column"], rows
 
 def tens():
-    """Of the tens only; with all of cross-attention, and with heads of unrelated problems."""
+    """Of the tens only; with the head that brings both most often, and the control of seed 1."""
     _, rows = who(["tens"])
-    cross = each(brings(), "brought", "tens", "all of cross", "both")
-    rows = [[seed, *heads, percent(x)] for (seed, _, *heads), x in zip(rows, cross)]
+    for row, found in zip(rows, each(brings(), "brought", "tens")):
+        both = [found[head]["both"] for head in found if "all" not in head]
+        row[1:] = [*row[2:], percent(max(both))]
     control = brings()[0]["unrelated"]["tens"]
     rows.append(["1, control", f"cross.L0.H2 {percent(control['cross.L0.H2']['carry'])}",
                  f"cross.L0.H0 {percent(control['cross.L0.H0']['column'])}", ""])
     return ["model seed", "carry", "column", "both"], rows
 
 def nines():
+    """Of cross.L0.H2 in seed 1, the carry: all pairs, no nine, another head patched too."""
     found, *_ = brings()
     rows = []
     for column in ("tens", "hundreds"):
-        head, fraction = found["who"][column]["carry"]
-        no_nines = found["no nines"][column][head]["carry"]
-        two = {g: x["carry"] for g, x in found["pairs"][column].items() if f"+ {head}" in g}
-        best = max(two, key=two.get)
-        cells = [percent(x) for x in (fraction, no_nines, two[best])]
-        rows.append([column, head, *cells, best.split(" + ")[0]])
-    return ["carry into", "head", "all pairs", "first no nine", "with a second", "which"], rows
+        cells = [found["brought"][column]["cross.L0.H2"], found["no nines"][column]["cross.L0.H2"],
+                 found["pairs"][column]["enc.L0.H1 + cross.L0.H2"]]
+        rows.append([column, *(percent(cell["carry"]) for cell in cells)])
+    return ["carry into", "all pairs", "no nine there", "with enc.L0.H1"], rows
 
 def bits():
     rows = []
