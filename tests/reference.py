@@ -1,4 +1,4 @@
-"""What the adder is compared with: PyTorch's transformer, and heads that are made up."""
+"""What both models are compared with: PyTorch's transformer, and heads that are made up."""
 import torch
 import torch.nn as nn
 
@@ -10,20 +10,17 @@ def gradient(output, inputs):
 def torch_attention(ours):
     """An nn.MultiheadAttention that computes what our MultiHeadAttention does."""
     w = ours.query.weight
-    theirs = nn.MultiheadAttention(len(w), ours.n_head,
-                                   batch_first=True, dtype=w.dtype)
-    three = [w, ours.key.weight, ours.value.weight]
+    theirs = nn.MultiheadAttention(len(w), ours.n_head, batch_first=True, dtype=w.dtype)
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat(three))
+        theirs.in_proj_weight.copy_(torch.cat([w, ours.key.weight, ours.value.weight]))
         theirs.out_proj.weight.copy_(ours.output.weight)
     return theirs  # its biases are zero from the start
 
-def torch_layer(kind, config, block):
-    """A layer of torch.nn.Transformer, pre-norm, with the weights that both kinds have."""
-    layer = kind(config.d_model, config.n_head, config.d_ff, dropout=0,
-                 batch_first=True, norm_first=True)
-    layer.self_attn = torch_attention(block.self_attention)
-    layer.norm1 = block.norm_self
+def torch_layer(kind, config, block, attention):
+    """A layer of torch.nn.Transformer, pre-norm, with the weights of a block."""
+    layer = kind(config.d_model, config.n_head, config.d_ff, 0, batch_first=True, norm_first=True)
+    layer.self_attn = torch_attention(attention)
+    layer.norm1, layer.norm2 = block.norm_self, block.norm_ff
     layer.linear1, _, layer.linear2 = block.feed_forward
     return layer
 
@@ -34,15 +31,13 @@ def torch_logits(ours, source, target):
     x = ours.token_embedding(source) + ours.source_position.weight
     y = ours.token_embedding(answer) + ours.target_position.weight
     for block in ours.encoder:
-        layer = torch_layer(nn.TransformerEncoderLayer, ours.config, block)
-        layer.norm2 = block.norm_ff
+        layer = torch_layer(nn.TransformerEncoderLayer, ours.config, block, block.self_attention)
         x = layer(x)
     hidden = torch.ones(3, 3).triu(1).bool()
     for block in ours.decoder:
-        layer = torch_layer(nn.TransformerDecoderLayer, ours.config, block)
+        layer = torch_layer(nn.TransformerDecoderLayer, ours.config, block, block.self_attention)
         layer.multihead_attn = torch_attention(block.cross_attention)
-        layer.norm2 = block.norm_cross
-        layer.norm3 = block.norm_ff
+        layer.norm2, layer.norm3 = block.norm_cross, block.norm_ff
         y = layer(y, ours.encoder_norm(x), tgt_mask=hidden)
     return ours.to_logits(ours.decoder_norm(y))
 
