@@ -831,7 +831,7 @@ def train_and_save(config, data, path):
     elif log["test_accuracy"] >= 0.99 and config.num_digits <= 3:
         log["wrong"] = count_wrong(model, all_problems(config.num_digits))
         print(f"{name}: {log['wrong']:,} of all problems wrong", flush=True)
-    title = f"{name}: {log['test_accuracy']:.1%} of the test problems right"
+    title = f"{name}: {log['test_accuracy']:.1%} of {len(data['test']):,} test problems right"
     common.save_training(path, model, log, math.log(10), title)
 
 def load(path, typed={}):

@@ -572,8 +572,8 @@ def draw_table(model):
     fig, ax = common.subplots()
     ax.plot(cosine.clamp(max=1).acos().rad2deg(), "o-")
     ax.axvline(LENGTHS[-1] - 0.5, color="black")
-    ax.set(title="Training turns rows 0 to 15 only", xlabel="position",
-           ylabel="angle to initial row (degrees)")
+    ax.set(title=f"Training turns rows 0 to 15 only (model seed {model.config.model_seed})",
+           xlabel="position (line: end of training)", ylabel="angle to initial row (degrees)")
     return fig
 
 # An experiment is an encoding too: a copy with one method changed, on the same weights.
@@ -852,7 +852,8 @@ def draw_heads(model, numbers):
     model(torch.tensor([numbers]))
     weights = model.blocks[0].attention.weights[0]                   # (n_head, T, T)
     fig, axes = common.subplots(1, len(weights), 2.8, squeeze=False)
-    fig.suptitle(f"{name_of(model.config)}: attention weights (0 white to 1 blue)")
+    fig.suptitle(f"{name_of(model.config)}, model seed {model.config.model_seed}: "
+                 "attention weights (0 white to 1 blue)")
     for ax, grid in zip(axes[0], weights):
         ax.imshow(grid, vmin=0, vmax=1, cmap="Blues")
         ax.set_xticks(range(len(numbers)), numbers)
@@ -884,7 +885,8 @@ def train_and_save(config, data, path):
     """--mode train: one training, its log, curves and model in files."""
     model, log = train(config, data)
     log["test"] = evaluate(model, data["test"])
-    title = f"{name_of(config)}, seed {config.model_seed}: {log['test']['accuracy']:.1%} right"
+    title = (f"{name_of(config)}, model seed {config.model_seed}: "
+             f"{log['test']['accuracy']:.1%} of {len(data['test'][1]):,} test lists right")
     print(title, flush=True)
     common.save_training(path, model, log, math.log(2), title)
 
