@@ -570,10 +570,10 @@ def draw_table(model):
     initial = SortednessEncoder(model.config).encoding.table
     cosine = F.cosine_similarity(model.encoding.table, initial, dim=1).detach()
     fig, ax = common.subplots()
-    ax.plot(cosine.clamp(max=1).acos().rad2deg(), "o-")
+    ax.plot(cosine[:48].clamp(max=1).acos().rad2deg(), "o")
     ax.axvline(LENGTHS[-1] - 0.5, color="black")
     ax.set(title=f"Training turns rows 0 to 15 only (model seed {model.config.model_seed})",
-           xlabel="position (line: end of training)", ylabel="angle to initial row (degrees)")
+           xlabel="position, the first 48 (line: end of training)", ylabel="angle to initial row (degrees)")
     return fig
 
 # An experiment is an encoding too: a copy with one method changed, on the same weights.
@@ -854,11 +854,11 @@ def draw_heads(model, numbers):
     fig, axes = common.subplots(1, len(weights), 2.8, squeeze=False)
     fig.suptitle(f"{name_of(model.config)}, model seed {model.config.model_seed}: "
                  "attention weights (0 white to 1 blue)")
-    for ax, grid in zip(axes[0], weights):
-        ax.imshow(grid, vmin=0, vmax=1, cmap="Blues")
+    for h, (ax, grid) in enumerate(zip(axes[0], weights)):
+        ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         ax.set_xticks(range(len(numbers)), numbers)
         ax.set_yticks(range(len(numbers)), numbers)
-        ax.set(xlabel="key", ylabel="query")
+        ax.set(title=f"head {h}", xlabel="key", ylabel="query")
     return fig
 
 # ---- 8. Command line -----------------------------------------------------------------
@@ -943,7 +943,8 @@ def analyze(models, data, out):
     title = (f"256 numbers: {long['as_it_is']['256']:.0%} right as it is, "
              f"{long['both']['256']:.0%} with both experiments\n{which}")
     grid = [list(row.values()) for row in long.values()]
-    fig = draw_grid(grid, list(long), list(data), title, "numbers in the list", "experiment")
+    names = [name.replace("_", " ") for name in long]
+    fig = draw_grid(grid, names, list(data), title, "numbers in the list", "experiment")
     common.save_figure(out / "long.png", fig)
     path = out.with_name("extrapolation") / "learned_position_embeddings.png"
     common.save_figure(path, draw_table(models["learned"]))
