@@ -1,6 +1,7 @@
 """Both command lines as users meet them. Each test begins in a copy of a small training."""
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -62,12 +63,6 @@ class Commands(unittest.TestCase):
             assert result.returncode == 2
             assert contents() == before
 
-    def test_files(self):
-        training = {"best_model.pth", "best_model.js", "training_log.json", "training_curves.png"}
-        expected = {*training, "ablation.json", "attention.json", "brings.json", "brings.png",
-                    "extrapolation_results.json", "extrapolation_curves.png"}
-        assert {path.name for path in Path("out").rglob("*.*")} == expected
-
     def test_two_seeds_side_by_side_are_those_alone(self):
         line = f"--mode train {TINY[add]}"
         result = run("attention_addition.py", *line.split(), "--model-seeds", "2", "--out-dir", "x")
@@ -109,22 +104,26 @@ class Commands(unittest.TestCase):
         good(sort, f"--mode extrapolate {TINY[sort]} --pe rope")  # trains this one
         assert len(list(Path("out").rglob("*.pth"))) == 3
 
-    def test_data_of_a_folder_are_never_written(self):
+    def test_own_data(self):
+        """They are used, in either form and without kinds, and never written."""
+        bad = ["", "[1", "[{}]", "[3]", "[]", "\xff",
+               '[{"sequence": [2, 1], "is_sorted": 1, "length": 2}]',
+               '[{"input": [1, 1, 10, 1, 1], "target": [0, 2, 3]}]']
         for script, folder in ((add, Path("data/addition")), (sort, Path("data/sorting"))):
-            own, settings = folder / "train.json", folder / "settings.json"
+            own, made = folder / "train.json", folder / "train.jsonl"
             train = f"--mode train {TINY[script]}"
             self.wrong(script, f"{train} --seed 7", "made with other flags")
-            settings.unlink()
-            made = (folder / "train.jsonl").read_text().splitlines()
-            own.write_text(f"[{','.join(made)}]")
-            (folder / "train.jsonl").unlink()
+            (folder / "settings.json").unlink()
+            lines = re.sub(', "kind": "[a-z_]+"', "", made.read_text()).splitlines()
+            own.write_text(f"[{','.join(lines)}]")
+            made.unlink()
             before = contents(folder)
             good(script, f"--mode gendata {TINY[script]} --seed 7")
             good(script, train)
             assert contents(folder) == before
-            for text in (b"\xff\xfe3", b"", b"[1", b"[{}]", b"[3]", b"[]"):
-                own.write_bytes(text)
-                self.wrong(script, train, "train")
+            for text in bad:
+                own.write_text(text, "latin-1")
+                self.wrong(script, train, "train.json")
 
     def test_what_is_no_model(self):
         for script, path in MODEL.items():
