@@ -66,6 +66,15 @@ def spread(values):
     ends = [percent(min(values)), percent(max(values))]
     return "-".join(dict.fromkeys(ends))
 
+def merged(found, merge=spread):
+    """The same things of several models in one: merge makes one of each number in them."""
+    first, *_ = found
+    if isinstance(first, dict):
+        return {key: merged(each(found, key), merge) for key in first}
+    if isinstance(first, list):
+        return [merged(values, merge) for values in zip(*found)]
+    return merge(found)
+
 # Each table below is its first row and its other rows.
 
 # ---- Addition ------------------------------------------------------------------------
@@ -166,74 +175,67 @@ def one_bit():
 
 # ---- Sorting -------------------------------------------------------------------------
 
-def extrapolation(setting, lengths, folder="sorting"):
-    """[the accuracy of each model] for each of some lengths."""
+def accuracies(setting, lengths, merge=spread, folder="sorting"):
+    """Of a setting at some lengths, over the models."""
     found = each(models(folder, "extrapolation/extrapolation_results"), setting)
-    return [each(found, length, "accuracy") for length in lengths]
+    return [merge(each(found, length, "accuracy")) for length in lengths]
 
 def analysis(name):
-    return each(models("sorting", "analysis/analysis"), name)
+    return merged(each(models("sorting", "analysis/analysis"), name))
 
 def lengths():
+    def average(values):
+        return percent(mean(values))
     rows = []
     for pe in sort.ENCODINGS:
-        settings = extrapolation(pe, SOME_LENGTHS) + extrapolation(f"{pe}-causal", SOME_LENGTHS)
-        rows.append([pe, *(percent(mean(values)) for values in settings)])
+        rows.append([pe, *accuracies(pe, SOME_LENGTHS, average),
+                     *accuracies(f"{pe}-causal", SOME_LENGTHS, average)])
     return ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"], rows
 
 def all_lengths():
     rows = []
     for end, mask in (("", "no mask"), ("-causal", "causal mask")):
         for pe in sort.ENCODINGS:
-            cells = [percent(mean(values), 1) for values in extrapolation(pe + end, LENGTHS)]
-            rows.append([mask, pe, *cells])
+            means = accuracies(pe + end, LENGTHS, mean)
+            rows.append([mask, pe, *(percent(x, 1) for x in means)])
     return ["setting", "encoding", *LENGTHS], rows
 
 def mirror():
     found = models("sorting", "extrapolation/extrapolation_results")
-    recalls = each(found, "alibi", "8-16", "recall")
-    kinds = [kind.replace("_", " ") for kind in recalls[0]]
-    return kinds, [[spread(each(recalls, kind)) for kind in recalls[0]]]
+    recall = merged(each(found, "alibi", "8-16", "recall"))
+    return [kind.replace("_", " ") for kind in recall], [recall.values()]
 
 def slopes():
     """ALiBi with a causal mask: the slopes of this task, and those of the paper."""
-    ours = extrapolation("alibi-causal", SOME_LENGTHS)
-    paper = extrapolation("alibi-causal", SOME_LENGTHS, "paper_slopes/sorting")
-    rows = [["4, of this task", *map(spread, ours)], ["0.25, of the paper", *map(spread, paper)]]
+    rows = []
+    for name, folder in (("4, of this task", "sorting"),
+                         ("0.25, of the paper", "paper_slopes/sorting")):
+        rows.append([name, *accuracies("alibi-causal", SOME_LENGTHS, folder=folder)])
     return ["first slope", *SOME_LENGTHS], rows
 
 def waves():
-    head, *starts = [f"{start:,}" for start in sort.STARTS]
-    rows = []
-    for i, start in enumerate(sort.STARTS):
-        cells = [spread(values) for values in zip(*each(analysis("waves"), i))]
-        rows.append([f"slow from {start:,}", *cells])
-    return ["", f"fast from {head}", *starts], rows
+    starts = [f"{start:,}" for start in sort.STARTS]
+    rows = [[f"slow from {start}", *row] for start, row in zip(starts, analysis("waves"))]
+    return ["", f"fast from {starts[0]}", *starts[1:]], rows
 
 def starts():
-    row = ["right", *map(spread, zip(*analysis("starts")))]
-    return ["start", *sort.STARTS[:4]], [row]
+    return ["start", *sort.STARTS[:4]], [["right", *analysis("starts")]]
 
 def parts():
     found, rows = analysis("parts"), []
     for weights in ("beyond", "within"):
-        neighbour = spread(each(found, f"weight of the neighbour, {weights}"))
         for rest in ("beyond", "within"):
-            right = spread(each(found, f"weights {weights}, rest {rest}"))
-            rows.append([weights, rest, right, neighbour])
+            rows.append([weights, rest, found[f"weights {weights}, rest {rest}"],
+                         found[f"weight of the neighbour, {weights}"]])
     return ["for the weights", "for the rest", "right, %", "weight of the neighbour, %"], rows
 
 def experiments(key, name):
-    """Rows of experiments of a model: ranges of accuracy over model seeds by length."""
+    """Rows of experiments on a model: accuracy by length."""
     found = analysis(key)
-    rows = []
-    for way, lengths in found[0].items():
-        cells = [spread(each(found, way, length)) for length in lengths]
-        rows.append([name, way.replace("_", " "), *cells])
-    return rows
+    return [[name, way.replace("_", " "), *row.values()] for way, row in found.items()]
 
 def as_it_is(setting, name):
-    return [name, "as it is", *map(spread, extrapolation(setting, LENGTHS))]
+    return [name, "as it is", *accuracies(setting, LENGTHS)]
 
 def long():
     rows = [*experiments("sinusoidal", "sinusoidal"), as_it_is("learned-random-start", "learned"),
@@ -254,10 +256,8 @@ def causal():
 def swaps():
     rows = []
     for pe in ("alibi", "none"):
-        found = analysis(f"swaps, {pe}")
-        for length, turned in found[0].items():
-            cells = [spread(each(found, length, name)) for name in turned]
-            rows.append([pe, length, *cells])
+        for length, turned in analysis(f"swaps, {pe}").items():
+            rows.append([pe, length, *turned.values()])
     shown = ["larger hidden", "other hidden", "state copied", "others copied"]
     return ["encoding", "numbers", *shown], rows
 
