@@ -1,4 +1,5 @@
 """out/explorer.html against PyTorch in Node, and as a user sees it, in headless Chromium."""
+import contextlib
 import json
 import re
 import shutil
@@ -167,14 +168,15 @@ class Explorer(unittest.TestCase):
     def check(self, claims):
         for name, (start, slow, step, window), lists, p, count in claims["sorter"]:
             model = sort.load(REFERENCE / f"sorting/{name}/best_model.pth")
+            x = torch.tensor(lists)
             encoding = model.encoding
             if "sinusoidal" in name:
-                encoding = sort.slow_waves_at(encoding, slow + step * torch.arange(len(lists[0])))
+                encoding = sort.slow_waves_at(encoding, slow + step * torch.arange(x.shape[1]))
             if window:
                 encoding = sort.window(encoding)
-            logits = model(torch.tensor(lists), start, encoding)
-            self.assertLess((logits.sigmoid()[:len(p)] - torch.tensor(p)).abs().max(), 6e-4, name)
-            right = (logits > 0) == (torch.tensor(lists).diff() >= 0).all(1)
+            logits = model(x, start, encoding)
+            self.assertLess((logits.sigmoid()[:len(p)] - torch.tensor(p)).abs().max(), 6e-4)
+            right = (logits > 0) == (x.diff() >= 0).all(1)
             self.assertEqual(right[1:].sum(), count)
         for head, state, problems, answers, fixed, count in claims["adder"]:
             def change(state, now, fixed=torch.tensor(fixed)):
@@ -189,8 +191,8 @@ class Explorer(unittest.TestCase):
     @unittest.skipUnless(shutil.which("node"), "node is not installed")
     @torch.inference_mode()
     def test_models_are_pytorchs(self):
-        found = subprocess.check_output(["node", "-e", MODELS + IN_NODE], cwd=REFERENCE)
-        self.check(json.loads(found))
+        command = ["node", "-e", MODELS + IN_NODE]
+        self.check(json.loads(subprocess.check_output(command, cwd=REFERENCE)))
 
     @unittest.skipUnless(shutil.which("chromium"), "chromium is not installed")
     @torch.inference_mode()
@@ -199,7 +201,8 @@ class Explorer(unittest.TestCase):
             page = PAGE.replace("<title>", IN_BROWSER + "<title>")
             Path(folder, "page.html").write_text(page, "utf-8")
             yours = add.Adder(add.Config(num_digits=2))
-            common.save_model(Path(folder, "addition/best_model.pth"), yours)
+            with contextlib.redirect_stdout(None):
+                common.save_model(Path(folder, "addition/best_model.pth"), yours)
             Path(folder, "reference").symlink_to(REFERENCE)
             seen = subprocess.check_output(SET_UP, shell=True, cwd=folder, text=True)
         claims, errors = json.loads(re.search("<body.*?>(.*)</body>", seen)[1])
