@@ -69,6 +69,11 @@ const type = (id, value) => input($(id), value);
 const set = (head, state) => input(document.querySelector(`[data-head="${head}"]`), state);
 const down = (head) => $(head).querySelector("canvas").dispatchEvent(
   new KeyboardEvent("keydown", { key: "ArrowDown" }));
+const clickBeside = () => {  // must not compute anew, which would lose the focus
+  const before = ticket;
+  press("h1");
+  if (ticket !== before) errors.push("a click beside the controls");
+};
 const steps = {
   linked: [() => 0, /slow=1000/],
   badList: [() => type("list", "3 100"), /^Type 2 to 256.*void/],
@@ -93,6 +98,8 @@ const steps = {
   badSecond: [() => [set("cross.L0.H2", "patch"), type("a2", "x")], /digits to patch from.*void/],
   patch: [() => location.hash = "adder/241+526/patch=cross.L0.H2/from=347+159", 
           /Without the p.*8 \S+ ✗ not 7 the other's carry \| 7 \S+ ✗ not 6 the other's carry \| 7/],
+  digit: [() => [clickBeside(), all("#digits input")[1].focus(),
+                 all("#digits input")[3].click()], /digit=3.*, focus on digit/],
   mean: [() => set("cross.L0.H2", "mean"), /mean=cross.L0.H2/],
   bit: [() => [set("cross.L0.H2", "bit"), down("dec.L0.H1"), setTimeout(down, 99, "dec.L0.H1")],
         /bit=cross.L0.H2.*row=dec.L0.H1:1/],
@@ -121,7 +128,8 @@ onload = async () => {
     await new Promise((done) => setTimeout(done, 9000));
     const said = text($("result"));
     const digits = $("digits").innerText && all("#digits label").map(text).join(" | ");
-    const found = `${said} ${location.hash} ${$(tab).className} ${digits}`;
+    const found = `${said} ${location.hash} ${$(tab).className} ${digits}, ` +
+      `focus on ${document.activeElement.name}`;
     if (!claim.test(found)) errors.push(step, found);
     if ($(tab).className) continue;
     const [, a, b, answer, verdict, right] =
