@@ -101,12 +101,14 @@ def reads():
 
 def ablation():
     found, *_ = models("addition", "head_analysis/ablation")
-    heads = [head for head in found["zero"] if head not in found["idle"]]
+    rest = found["idle"]
+    heads = [head for head in found["zero"] if head not in rest]
     rows = []
     for kind, name in (("zero", "zeros"), ("mean", "its mean")):
-        others = [found[kind][head] for head in found["idle"]]
-        rows.append([name, *(percent(found[kind][head]) for head in heads), spread(others)])
-    return ["", *heads, f"the other {len(found['idle'])}"], rows
+        left = found[kind]
+        others = spread([left[head] for head in rest])
+        rows.append([name, *(percent(left[head]) for head in heads), others])
+    return ["", *heads, f"the other {len(rest)}"], rows
 
 def idle():
     found = models("addition", "head_analysis/ablation")
@@ -184,12 +186,10 @@ def analysis(name):
     return merged(each(models("sorting", "analysis/analysis"), name))
 
 def lengths():
-    def average(values):
-        return percent(mean(values))
     rows = []
     for pe in sort.ENCODINGS:
-        rows.append([pe, *accuracies(pe, SOME_LENGTHS, average),
-                     *accuracies(f"{pe}-causal", SOME_LENGTHS, average)])
+        means = [accuracies(name, SOME_LENGTHS, mean) for name in (pe, f"{pe}-causal")]
+        rows.append([pe, *map(percent, means[0] + means[1])])
     return ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"], rows
 
 def all_lengths():
@@ -265,17 +265,15 @@ def fresh():
     """The grid and the experiments on the fresh seeds of tests.confirm: all, and those that
     have learned the task in training (99% of lists of 16)."""
     found = lines_of("sorting/confirm.json")
-    ways = found[0]["long"]
     rows = []
     for least in (0, 0.99):
         chosen = [model for model in found if model["long"]["as_it_is"]["16"] >= least]
         grids = np.array(each(chosen, "grid"))
-        cells = [grids[:, :3].flatten(), grids[:, 3:].flatten(),
-                 each(chosen, "long", "as_it_is", "16")]
-        cells += [each(chosen, "long", way, "256") for way in ways]
-        rows.append([len(chosen), *map(spread, cells)])
-    ways = [f"256 {way.replace('_', ' ')}" for way in ways]
-    return ["models", "slow within", "beyond", "16", *ways], rows
+        ways = merged(each(chosen, "long"))
+        rows.append([len(chosen), spread(grids[:, :3].flatten()), spread(grids[:, 3:].flatten()),
+                     ways["as_it_is"]["16"], *(row["256"] for row in ways.values())])
+    names = [f"256 {way.replace('_', ' ')}" for way in ways]
+    return ["models", "slow within", "beyond", "16", *names], rows
 
 # ---- Where they go -------------------------------------------------------------------
 

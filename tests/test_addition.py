@@ -1,10 +1,7 @@
 """The adder against things we did not write: PyTorch, integer arithmetic, brute force."""
 import copy
-import hashlib
-import tempfile
 import unittest
 from dataclasses import replace
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -30,16 +27,9 @@ def setUpModule():
     MODEL, _ = train(SMALL, DATA)
 
 class Addition(unittest.TestCase):
-    def test_files(self):
-        """The same as ever: 14,000 problems, none twice, mirrored or in two splits."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name, "new")
-            data = add.load_data(folder, Config())
-            files = [(folder / f"{split}.jsonl").read_bytes() for split in data]
-        digest = hashlib.sha256(b"".join(files)).hexdigest()
-        assert digest == "823c7c71040d4dd8a6754b3470651b8d5753de729ba538b5e90a9fd83c934635"
-        assert_close(data, make_data(Config()))
-        pairs = torch.cat(list(data.values())).sort().values
+    def test_default_data(self):
+        """14,000 problems, none twice, mirrored or in two splits."""
+        pairs = torch.cat(list(make_data(Config()).values())).sort().values
         assert len(pairs.unique(dim=0)) == 14_000
 
     def test_training(self):
@@ -54,13 +44,10 @@ class Addition(unittest.TestCase):
         assert (right, -loss) == max(rows)
         with self.assertRaisesRegex(UserError, "not finite at step 12"):
             train(replace(config, lr=1e20), data)
-
-    def test_both_orders(self):
-        """In a batch of 2,000 times 12+95, about half are 95+12."""
-        data = {"train": torch.tensor([[12, 95]]).repeat(2000, 1), "val": VAL}
+        data["train"] = torch.tensor([[12, 95]]).repeat(2000, 1)
         with mock.patch.object(add, "tokenize", wraps=tokenize) as calls:
-            train(replace(SMALL, steps=1, batch_size=2000), data)
-        a, b = calls.call_args_list[0].args[0].T
+            train(replace(config, steps=1, batch_size=2000), data)
+        a, b = calls.call_args_list[0].args[0].T  # of the first batch
         assert 900 < (a == 95).sum() < 1100
         assert (a + b == 107).all()
 
@@ -77,7 +64,7 @@ class Addition(unittest.TestCase):
 
     def test_attention_is_pytorchs(self):
         """Output, weights and gradients, of scores whose exp overflows."""
-        qkv = torch.randn(3, 2, 7, 7).double()
+        qkv = torch.randn(3, 2, 7, 8).double()
         qkv[1] += 2000  # which moves all scores of a query by as much
         qkv.requires_grad_()
         q, k, v = qkv
@@ -179,8 +166,8 @@ class Addition(unittest.TestCase):
             found = add.measure_bits(MODEL, VAL, who, TEST)
         said = map(say, add.random_problems(2, 40_000).split(1024))
         others = sum((x != x.roll(1, 0)).any(1).sum() for x in said)
-        assert found == {"cross.L0.H0": {"columns": [1, 2], "wrong": 0, "no bit": 40_000,
-                                         "bits of other problems": others}}
+        assert list(found) == ["cross.L0.H0"]
+        assert list(found["cross.L0.H0"].values()) == [[1, 2], 0, 40_000, others]
         assert add.tokens_of("enc.L0.H0", 1, 3) == [1, 5]
 
     def test_draw_heads(self):
