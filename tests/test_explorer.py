@@ -105,6 +105,7 @@ const steps = {
         /bit=cross.L0.H2.*row=dec.L0.H1:1/],
   encoderBit: [() => [press("[data-off]"), set("enc.L0.H2", "bit")], /bit=enc/],
   none: [() => press("[data-off]"), /767/],
+  bare: [() => location.hash = "sorter", /^learned, causal mask: the model says.*start=0/],
 };
 // What is claimed of a list (the first) and of 100: setting, how it runs, P(sorted), number right.
 function sorterClaim(name, text, mark) {
