@@ -25,7 +25,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 import numpy as np
 
@@ -158,14 +158,16 @@ def bits():
     return ["model seed", "head", "carry into", "wrong", "no bit, %", "other bits, %"], rows
 
 def confirmed():
-    """Over the models of tests.confirm: who brings the carry into the tens."""
-    found = each(lines_of("addition/confirm.json"), "who", "tens", "carry")
-    ways = Counter()
-    for heads, fraction in found:
-        way = re.sub(r"\.L0\.H\d", "", heads)
-        ways[way if fraction >= 0.9 else "more heads"] += 1
-    ways = dict(ways.most_common())
-    return ["carry into the tens by", *ways], [[f"of {len(found)} models", *ways.values()]]
+    """How many models of tests.confirm bring it by such heads in 90% of the pairs."""
+    kinds = ["cross", "enc", "enc + cross", "cross + cross", "more"]
+    who = each(lines_of("addition/confirm.json"), "who")
+    rows = []
+    for column, what in (("tens", "carry"), ("tens", "column"), ("hundreds", "carry")):
+        ways = Counter()
+        for heads, fraction in each(who, column, what):
+            ways[re.sub(r"\.L0\.H\d", "", heads) if fraction >= 0.9 else "more"] += 1
+        rows.append([f"{column}, {what}", *(ways[kind] for kind in kinds)])
+    return [f"of {len(who)} models by", *kinds], rows
 
 def one_bit():
     """Over the models of tests.confirm: errors of 40,000 if a head says one bit."""
@@ -177,10 +179,10 @@ def one_bit():
 
 # ---- Sorting -------------------------------------------------------------------------
 
-def accuracies(setting, lengths, merge=spread, folder="sorting"):
+def accuracies(setting, lengths, folder="sorting"):
     """Of a setting at some lengths, over the models."""
     found = each(models(folder, "extrapolation/extrapolation_results"), setting)
-    return [merge(each(found, length, "accuracy")) for length in lengths]
+    return [spread(each(found, length, "accuracy")) for length in lengths]
 
 def analysis(name):
     return merged(each(models("sorting", "analysis/analysis"), name))
@@ -188,16 +190,15 @@ def analysis(name):
 def lengths():
     rows = []
     for pe in sort.ENCODINGS:
-        means = [accuracies(name, SOME_LENGTHS, mean) for name in (pe, f"{pe}-causal")]
-        rows.append([pe, *map(percent, means[0] + means[1])])
+        both = [accuracies(name, SOME_LENGTHS) for name in (pe, f"{pe}-causal")]
+        rows.append([pe, *both[0], *both[1]])
     return ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"], rows
 
 def all_lengths():
     rows = []
     for end, mask in (("", "no mask"), ("-causal", "causal mask")):
         for pe in sort.ENCODINGS:
-            means = accuracies(pe + end, LENGTHS, mean)
-            rows.append([mask, pe, *(percent(x, 1) for x in means)])
+            rows.append([mask, pe, *accuracies(pe + end, LENGTHS)])
     return ["setting", "encoding", *LENGTHS], rows
 
 def mirror():

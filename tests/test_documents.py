@@ -18,8 +18,8 @@ from tests.command import TOP, contents, run
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
-BUDGETS = {"attention_addition.py": (5960, 900), "positional_sorting.py": (6520, 990),
-           "common.py": (1600, 215), "tests": (15_400, 1_660)}  # code tokens, lines
+BUDGETS = {"attention_addition.py": (5970, 920), "positional_sorting.py": (6560, 990),
+           "common.py": (1610, 220), "tests": (13_950, 1_640)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
@@ -43,10 +43,10 @@ class Documents(unittest.TestCase):
     def test_numbers_of_fresh_models(self):
         """Those that the README says outside of tables."""
         wrong = tables.each(tables.lines_of("addition/confirm.json"), "wrong")
-        _, [(_, cross, encoder, *_)] = tables.confirmed()
+        _, [(_, cross, encoder, *_), *_] = tables.confirmed()
         right = tables.each(tables.lines_of("sorting/confirm.json"), "long", "both", "256")
         assert sorted(round(100 * x) for x in right) == [93] + 9 * [100]
-        for sentence in (f"with {wrong.count(0)} of {len(wrong)} fresh ones",
+        for sentence in (f"in {wrong.count(0)} of {len(wrong)} fresh ones",
                          f"{cross} bring the carry into the tens by one such head, {encoder} by",
                          "Of ten fresh models nine are then right on 100%, one on 93%"):
             assert sentence in " ".join(README.split()), sentence
@@ -111,7 +111,7 @@ class Documents(unittest.TestCase):
             total[name, 1] += len(source.splitlines())
             if name != "tests":
                 dense = sum(n >= 25 for n in found.values())
-                assert dense <= 0.045 * len(found), path
+                assert dense <= 0.04 * len(found), path
         for name, budget in BUDGETS.items():
             for i in (0, 1):
                 self.assertLessEqual(total[name, i], budget[i], name)
