@@ -19,7 +19,7 @@ SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py":
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
 BUDGETS = {"attention_addition.py": (5970, 920), "positional_sorting.py": (6560, 990),
-           "common.py": (1610, 220), "tests": (13_950, 1_640)}  # code tokens, lines
+           "common.py": (1610, 220), "tests": (13_950, 1_630)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
