@@ -557,7 +557,7 @@ def draw_lengths(results):
     found = f"{best} is right on {accuracy:.0%}" if accuracy >= 0.6 else "all are near chance"
     fig.suptitle(f"Trained on 8 to 16 numbers: at 256 {found} (one model seed)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, ncols=4, loc="outside lower center")
+    fig.legend(handles, labels, ncols=5, loc="outside lower center")
     return fig
 
 # ---- 7. Why --------------------------------------------------------------------------

@@ -17,10 +17,10 @@ with one command, and the confirmations have one each:
 The PDF of the report: cd out && pandoc report.md -o report.pdf --pdf-engine=xelatex
 -V geometry:a4paper,margin=2cm -V fontsize=10pt -H ../tests/report.tex
 
-The picture of the explorer: chromium --headless --hide-scrollbars --force-device-scale-factor=2
---window-size=880,610 --screenshot=FILE --virtual-time-budget=6000
-'file://TOP/out/explorer.html#adder/142+259/digit=1/off=cross.L0.H2'
+The picture of the explorer: out/explorer.html#adder/142+259/digit=1/off=cross.L0.H2 in Chromium,
+800 pixels wide at a scale of 1.5, from "A problem" on.
 """
+import argparse
 import json
 import re
 from collections import Counter
@@ -297,5 +297,6 @@ def rendered(name):
     return pattern.sub(table, (TOP / name).read_text())
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for name in DOCUMENTS + SCRIPTS:
         (TOP / name).write_text(rendered(name))

@@ -107,6 +107,8 @@ class Commands(unittest.TestCase):
             self.wrong(script, f"{ask} --model-seed 2", "seed2.* is not there")
         good(sort, "--mode extrapolate --pe alibi --causal")  # takes the one on disk
         assert len(list(Path("out").rglob("*.pth"))) == 2
+        good(sort, f"--mode extrapolate {TINY[sort]} --pe rope")  # trains this one
+        assert len(list(Path("out").rglob("*.pth"))) == 3
 
     def test_own_data(self):
         """They are used, in either form and without kinds, and never written."""
@@ -152,6 +154,13 @@ class Commands(unittest.TestCase):
             with mock.patch("builtins.print") as said:
                 add.train_and_save(config, add.make_data(config), Path("leak/best_model.pth"))
         assert "it sees ahead" in str(said.mock_calls)
+
+    def test_an_error_in_an_own_encoding_is_shown(self):
+        class Own(sort.Encoding):
+            def embed(self, x, position):
+                return x + undefined_name  # noqa: F821
+        with mock.patch.dict(sort.ENCODINGS, own=Own), self.assertRaises(NameError):
+            call(sort, f"--mode train {TINY[sort]} --pe own")
 
     def test_a_worker_that_dies_and_ctrl_c(self):
         with self.assertRaises(common.BrokenProcessPool):

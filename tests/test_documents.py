@@ -19,7 +19,7 @@ SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py":
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
 BUDGETS = {"attention_addition.py": (5970, 920), "positional_sorting.py": (6560, 990),
-           "common.py": (1610, 220), "tests": (13_950, 1_630)}  # code tokens, lines
+           "common.py": (1610, 220), "tests": (14_030, 1_650)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
@@ -106,6 +106,7 @@ class Documents(unittest.TestCase):
             source = path.read_text()
             name = path.name if path.parent == TOP else "tests"
             assert not re.search(".{101}", source), path
+            assert name == "tests" or not re.search("^ *# .{87}", source, re.M), path
             found = tokens_by_line(source)
             total[name, 0] += sum(found.values())
             total[name, 1] += len(source.splitlines())
