@@ -14,8 +14,9 @@ TOP = Path(__file__).resolve().parents[1]
 
 def run(script, *words, **options):
     """The result of `python script words`, with returncode, stdout and stderr."""
+    env = {**os.environ, "PYTHONPATH": str(TOP), "PYTHONWARNINGS": "ignore"}
     return subprocess.run([sys.executable, TOP / script, *words], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(TOP)}, **options)
+                          env=env, **options)
 
 def call(script, line):
     """The same, of an imported script."""
