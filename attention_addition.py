@@ -93,12 +93,16 @@ def from_digits(digits):
         number = 10 * number + digit
     return number
 
+def right_answer(a, b):
+    """What the model is to learn, of numbers or tensors."""
+    return a + b
+
 def tokenize(problems, num_digits):
     """Turn pairs of numbers [(a, b), ...] into source (N, 2n+1) and target (N, n+1)."""
     a, b = torch.as_tensor(problems).T
     plus = torch.full_like(a, PLUS)
     source = [*to_digits(a, num_digits), plus, *to_digits(b, num_digits)]
-    target = to_digits(a + b, num_digits + 1)
+    target = to_digits(right_answer(a, b), num_digits + 1)
     return torch.stack(source, dim=1), torch.stack(target, dim=1)
 
 # a+b and b+a count as one problem, drawn at most once, so none is in training and test.
@@ -145,7 +149,7 @@ def make_data(config):
 def to_record(a, b, num_digits):
     """A line of a data file: {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}."""
     source = [*to_digits(a, num_digits), PLUS, *to_digits(b, num_digits)]
-    return {"input": source, "target": to_digits(a + b, num_digits + 1)}
+    return {"input": source, "target": to_digits(right_answer(a, b), num_digits + 1)}
 
 def load_data(folder, config):
     """Return {split: problems (N, 2)} from the files in a folder, made if there is none."""
@@ -418,7 +422,7 @@ def train(config, data):
     every = max(1, config.steps // 5)
     best = None
     for step in range(1, config.steps + 1):
-        # the next batch: every epoch has a new order, every problem is a+b or b+a
+        # the next batch: every epoch has a new order, every problem is a+b or b+a (the same)
         i = (step - 1) % n_batches
         if i == 0:
             order = torch.randperm(len(data["train"]), generator=shuffle)
@@ -831,8 +835,9 @@ def train_and_save(config, data, path):
     if accuracy(model, data["test"]) > log["test_accuracy"]:
         print("with the correct digits before it the model is better: it sees ahead", flush=True)
     elif log["test_accuracy"] >= 0.99 and config.num_digits <= 3:
-        log["wrong"] = count_wrong(model, all_problems(config.num_digits))
-        print(f"{name}: {log['wrong']:,} of all problems wrong", flush=True)
+        problems = all_problems(config.num_digits)
+        log["wrong"] = count_wrong(model, problems)
+        print(f"{name}: {log['wrong']:,} of all {len(problems):,} problems wrong", flush=True)
     title = f"{name}: {log['test_accuracy']:.1%} of {len(data['test']):,} test problems right"
     common.save_training(path, model, log, math.log(10), title)
 
