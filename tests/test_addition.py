@@ -101,6 +101,8 @@ class Addition(unittest.TestCase):
         assert add.count_wrong(MODEL, ALL) == 8100 - right.sum()
         _, fraction = evaluate(MODEL, ALL)
         assert_close(fraction, right.sum().item() / 8100)
+        with self.assertRaisesRegex(add.UserError, "whole numbers from 10 to 99"):
+            add.solve(MODEL, ALL.float())
 
     def test_replaced_heads(self):
         """Removed ones against zeroed weights, patched ones against the other problem."""

@@ -87,7 +87,8 @@ class Commands(unittest.TestCase):
             assert good(add, line) == f"34+15={a}\n99+10={b}\n"
         (p,) = sort.solve(sort.load(MODEL[sort]), [[9, 4, 7]])
         said = f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}"
-        assert good(sort, "'9,4, 7'") == said + "\n"
+        assert good(sort, "'[9, 4, 7]'") == said + "\n"
+        assert good(sort, "'9,4, 7' '1 2'").startswith(f"9,4, 7: {said}\n1 2: ")
         good(add, "--mode analyze 34+15")
         good(sort, "--mode analyze '9 4 7'")
         assert Path("out/addition/attention_patterns/example_34+15.png").exists()
@@ -130,6 +131,8 @@ class Commands(unittest.TestCase):
             for text in bad:
                 own.write_text(text, "latin-1")
                 self.wrong(script, train, "train.json")
+            own.unlink()
+            self.wrong(script, train, f"No such file .*{folder}/train.json")
 
     def test_what_is_no_model(self):
         for script, path in MODEL.items():

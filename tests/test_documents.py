@@ -19,7 +19,7 @@ SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py":
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
 BUDGETS = {"attention_addition.py": (6000, 930), "positional_sorting.py": (6560, 990),
-           "common.py": (1610, 220), "tests": (14_050, 1_650)}  # code tokens, lines
+           "common.py": (1610, 220), "tests": (14_200, 1_660)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""

@@ -88,6 +88,10 @@ class Sorting(unittest.TestCase):
         model = random_model("sinusoidal")
         lists, _ = DATA["extrapolation/64"]
         assert_close(sort.predict(model, lists), torch.cat([model(x[None]) for x in lists]))
+        expected = sort.solve(model, lists.tolist())
+        assert sort.solve(model, lists) == sort.solve(model, lists.numpy()) == expected
+        with self.assertRaisesRegex(common.UserError, "numbers from 0 to 99"):
+            sort.solve(model, lists.float())
         kinds = ["sorted", "swaps", "swaps", "reversed", "sorted"]
         for logits, right in (([1, -1, 1, -1, 1], 0.875), ([1] * 5, 0.5), ([-1] * 5, 0.5)):
             assert sort.score(torch.tensor(logits).float(), kinds)["accuracy"] == right
