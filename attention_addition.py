@@ -888,7 +888,7 @@ def ask(args, typed):
         path = path_of(Path("out/reference"), typed.get("model_seed", 1))
     print(f"model: {path}", file=sys.stderr)
     model = load(path, typed)
-    for text in args.questions:
+    def answer(text):
         match = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*=?\s*", text, re.ASCII)
         if not match:
             raise UserError(f"expected a problem as in 347+159, or @file, found {text!r}")
@@ -897,6 +897,7 @@ def ask(args, typed):
         if args.mode == "analyze":
             path = args.out_dir / f"addition/attention_patterns/example_{a}+{b}.png"
             common.save_figure(path, draw_heads(model, a, b))
+    common.each(args.questions, answer)
 
 def main(args, typed):
     """Do what --mode says."""

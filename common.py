@@ -197,6 +197,17 @@ def flags(Config, modes, doc):
              help=f"{comments[field.name]} (default: {field.default})")
     return parser
 
+def each(questions, answer):
+    """Call answer(text) for each. What is wrong with some of them is said after the others."""
+    wrong = []
+    for number, text in enumerate(questions, 1):
+        try:
+            answer(text)
+        except UserError as error:
+            wrong.append(f"question {number}: {error}")
+    if wrong:
+        raise UserError("; ".join(wrong))
+
 def run(main, parser, Config):
     """Call main(args, typed); typed are the fields of Config that were typed, {name: value}.
 

@@ -905,15 +905,16 @@ def ask(args, typed):
         path = path_of(config, Path("out/reference"))
     print(f"model: {path}", file=sys.stderr)
     model = load(path, typed)
-    for text in args.questions:
+    def answer(text):
         words = re.sub(r"[\[\],]", " ", text).split()
         numbers = [int(word) if word.isdecimal() else word for word in words]
         (p,) = solve(model, [numbers])
-        answer = f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}"
-        print(f"{text}: {answer}" if len(args.questions) > 1 else answer)
+        said = f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}"
+        print(f"{text}: {said}" if len(args.questions) > 1 else said)
         if args.mode == "analyze":
             path = args.out_dir / "sorting/analysis" / f"{'-'.join(words)[:60]}.png"
             common.save_figure(path, draw_heads(model, numbers))
+    common.each(args.questions, answer)
 
 def analyze(models, data, out):
     """--mode analyze: the experiments of section 7, on 500 lists of each length."""

@@ -89,6 +89,9 @@ class Commands(unittest.TestCase):
         said = f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}"
         assert good(sort, "'[9, 4, 7]'") == said + "\n"
         assert good(sort, "'9,4, 7' '1 2'").startswith(f"9,4, 7: {said}\n1 2: ")
+        result = call(add, "34+15 3415 99+10")  # the others are answered
+        assert result.stdout == f"34+15={a}\n99+10={b}\n" and result.returncode == 2
+        assert "error: question 2: expected a problem" in result.stderr
         good(add, "--mode analyze 34+15")
         good(sort, "--mode analyze '9 4 7'")
         assert Path("out/addition/attention_patterns/example_34+15.png").exists()
