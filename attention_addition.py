@@ -184,14 +184,14 @@ def load_data(folder, config):
 # S).
 #
 # Step 3, a mask: a score of -infinity becomes a weight of 0. In training the decoder
-# reads the correct digits, but for the last, all at once. Without a mask that hides
-# what comes later (a causal mask), it would copy the digit that it has to predict, and
-# fail in generation, where that digit is not there yet.
+# reads the correct digits all at once. Without a mask that hides what comes later (a
+# causal mask), it would copy the digit that it has to predict, and fail in generation,
+# where that digit is not there yet.
 #
 # Step 4, several heads: a digit of the sum needs its column, and whether a carry
-# arrives from the next one. One softmax gives one mean. So q, k and v are cut into
-# n_head parts (heads) of d_head = C / n_head channels, each with its own weights. They
-# are cut after the C x C matrices, so every head reads all channels of the hidden
+# arrives from the next lower one. One softmax gives one mean. So q, k and v are cut
+# into n_head parts (heads) of d_head = C / n_head channels, each with its own softmax.
+# They are cut after the C x C matrices, so every head reads all channels of the hidden
 # state. The outputs are concatenated, and a fourth matrix mixes them.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
@@ -235,8 +235,9 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # sqrt(d) is for q and k of variance 1. The input has it (LayerNorm), but
-        # nn.Linear draws weights of variance 1/(3C), so q and k have 1/3, doubled 4/3.
+        # sqrt(d) is for q and k of variance 1. Each is a sum of C products of the
+        # input, which has it (LayerNorm), and a weight of variance 1/(3C) (nn.Linear):
+        # 1/3. Doubled weights give 4/3.
         with torch.no_grad():
             self.query.weight.mul_(2)
             self.key.weight.mul_(2)
@@ -337,10 +338,10 @@ class Adder(nn.Module):
 
 # ---- 4. Scoring ----------------------------------------------------------------------
 # An answer counts as right only if all of its digits are (exact match). In greedy
-# decoding the model reads the digits that it has written itself, with teacher forcing
-# the correct ones. These are the same up to the first mistake, so both ways make the
-# same first mistake, or none. Hence one teacher-forced pass decides exact match, unless
-# the mask leaks.
+# decoding the model reads the digits that it has written itself. In teacher forcing it
+# reads the correct ones. These are the same up to the first mistake, so both ways make
+# the same first mistake, or none. Hence one teacher-forced pass decides exact match,
+# unless the mask leaks.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -415,14 +416,16 @@ def train(config, data):
     model = Adder(config)
     optimizer = common.adamw(model, config, beta2=0.95)
     n_batches = max(1, len(data["train"]) // config.batch_size)  # the rest is left out
-    # Two generators, so that the order of the batches does not depend on the coin.
+    # Two generators, so that without the coin the order of the batches would be the
+    # same.
     shuffle = torch.Generator().manual_seed(config.model_seed)
     coin = torch.Generator().manual_seed(config.model_seed)
     history, losses = [], []
     every = max(1, config.steps // 5)
     best = None
     for step in range(1, config.steps + 1):
-        # the next batch: every epoch has a new order, every problem is a+b or b+a (the same)
+        # the next batch: every epoch has a new order, every problem is a+b or b+a (the
+        # same)
         i = (step - 1) % n_batches
         if i == 0:
             order = torch.randperm(len(data["train"]), generator=shuffle)
@@ -442,7 +445,7 @@ def train(config, data):
         optimizer.step()
         losses.append(loss.item())
 
-        # five times, the last at the end: validate, and keep the best weights
+        # about five times, the last at the end: validate, and keep the best weights
         if step % every == 0 or step == config.steps:
             val_loss, val_accuracy = evaluate(model, data["val"])
             train_loss = float(np.mean(losses[-every:]))
@@ -527,16 +530,17 @@ def accuracy(model, problems, replace={}):
 # 6a. What does each head attend to?
 # Heatmaps show queries down and keys across. A row of the decoder is named by the digit
 # that it predicts. Does a head of the encoder join the two digits of a column? Does a
-# head read the next lower column, where the carry comes from? A head is as good as at
-# its weakest digit (mean weight over the test problems). The best head of each model:
+# head read the next lower column, where the carry comes from? For each head take its
+# mean attention weights over the test problems, and of these the lowest of any digit.
 #
-# Result (tests.tables: reads): attention weight at the weakest digit
+# Result (tests.tables: reads): this weight of the best head of each model
 #     model seed                          1     2     3     4     5
 #     encoder, other digit of the column  0.91  0.94  0.91  0.92  0.18
 #     next lower column                   1.00  0.90  0.92  0.96  0.70
 #
-# In seed 1 these are enc.L0.H2 and cross.L0.H2. In seed 5 no head joins all columns.
-# Weights say what a head looks at, not what the model needs from it.
+# In seed 1 these are enc.L0.H2 and cross.L0.H2. In seed 5 no head joins all columns; we
+# do not know how it does without. Weights say what a head looks at, not what the model
+# needs from it.
 
 EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # 0 to 3 carries
 
@@ -612,17 +616,21 @@ def ablate(model, data):
 #     5           cross.L0.H0 + cross.L0.H1 100  cross.L0.H3 100                12
 #     1, control  cross.L0.H2 44                 cross.L0.H0 10
 #
-# One head counts if it fits 90%, else the best two. In four of five models the decoder
-# brings carry and column by different heads. In seed 4 an encoder head puts the carry
-# into the tokens of the tens. Cross-attention then reads column and carry together, so
-# no two heads bring the column alone. Fresh models, with other data and other first
-# weights, show both ways; in half of them at most two heads bring the column:
+# One head counts if it fits 90%, else the best two. No head brings both in more than
+# 41%. In seed 1 cross.L0.H0 alone brings the column in 83%, with H1 in 95%. So in four
+# of five models the decoder brings carry and column by different heads. In seed 4 an
+# encoder head brings the carry (into the tokens of the column, as 6d shows), and no two
+# heads bring the column alone. Fresh models, with other data and other first weights,
+# show both ways:
 #
 # Result (tests.tables: confirmed): fresh models (python -m tests.confirm adder)
-#     of 40 models by  cross  enc  enc + cross  cross + cross  more
+#     of 40 models by  cross  enc  enc + cross  cross + cross  no two
 #     tens, carry      20     15   3            2              0
 #     tens, column     6      0    0            14             20
 #     hundreds, carry  15     1    9            3              12
+#
+# At most two heads bring the carry into the tens in all 40, and the column in 20. So
+# half of the models keep the two apart like seed 1.
 #
 # Why does the carry of seed 1 stop at 94%? Leave out pairs in which the column of the
 # first problem sums to nine, or patch enc.L0.H1 together with cross.L0.H2:
@@ -633,8 +641,8 @@ def ablate(model, data):
 #     hundreds    94         100            94
 #
 # So into a nine the carry is told twice. In the tens the second way is enc.L0.H1. In
-# the hundreds it is probably the digit before, which the decoder has at its own token,
-# and which a carry into a nine changes too.
+# the hundreds it is probably the digit before, the input of this token, which a carry
+# into a nine changes too.
 
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
@@ -805,17 +813,19 @@ def measure_bits(model, val, who, problems):
 # 6e. So how does it add?
 # On 367+159 = 0526, model seed 1. In the encoder enc.L0.H2 lets each digit read the
 # other one of its column, so either stands for the column. Then the decoder reads by
-# cross-attention (example_367+159.png), and its feed-forward network has to add:
+# cross-attention (attention_patterns/example_367+159.png), and its feed-forward network
+# has to add:
 #     digit         H0, H1 read              H2 reads                left to the network
 #     thousands 0   the 1 of 159, so 3+1     not needed              no carry out: 0
 #     hundreds 5    the 1 of 159, so 3+1     6, so 6+5 carries       4 and a carry: 5
 #     tens 2        6 and 5, so 6+5          9, so 7+9 carries       11 and a carry: 2
 #     units 6       9 and 7, so 7+9          not needed              16: 6
 #
-# In tens and hundreds, 6c shows that H0 and H1 bring the column and H2 the carry, and
-# 6d that one bit is enough. Not tested: that the encoder has already found that 7+9
-# carries; that the network adds (after the attentions only it works on the token); and
-# how a carry passes through a nine (348+652).
+# In the tens, 6c shows that H0 and H1 bring the column and H2 the carry, and 6d that
+# one bit is enough (the hundreds are alike: out/report.md). Not tested: that the
+# encoder has already found that 7+9 carries; that the network adds (after the
+# attentions only it works on the token); and how a carry passes through a nine
+# (348+652).
 
 # ---- 7. Command line -----------------------------------------------------------------
 

@@ -159,13 +159,13 @@ def bits():
 
 def confirmed():
     """How many models of tests.confirm bring it by such heads in 90% of the pairs."""
-    kinds = ["cross", "enc", "enc + cross", "cross + cross", "more"]
+    kinds = ["cross", "enc", "enc + cross", "cross + cross", "no two"]
     who = each(lines_of("addition/confirm.json"), "who")
     rows = []
     for column, what in (("tens", "carry"), ("tens", "column"), ("hundreds", "carry")):
         ways = Counter()
         for heads, fraction in each(who, column, what):
-            ways[re.sub(r"\.L0\.H\d", "", heads) if fraction >= 0.9 else "more"] += 1
+            ways[re.sub(r"\.L0\.H\d", "", heads) if fraction >= 0.9 else "no two"] += 1
         rows.append([f"{column}, {what}", *(ways[kind] for kind in kinds)])
     return [f"of {len(who)} models by", *kinds], rows
 
