@@ -250,8 +250,10 @@ class MultiHeadAttention(nn.Module):
         k = self.key(memory).unflatten(-1, cut).transpose(1, 2)    # (B, n_head, S, d_head)
         v = self.value(memory).unflatten(-1, cut).transpose(1, 2)  # (B, n_head, S, d_head)
         heads, weights = scaled_dot_product_attention(q, k, v, mask)
-        for h, output in self.replace.items():                # by section 6, (B or 1, T, d_head)
-            heads[:, h] = output[:, :x.shape[1]]              # cut to the digits so far
+        for h, output in self.replace.items():                # by section 6
+            if torch.is_tensor(output):                       # (B or 1, T, d_head), in generation
+                output = output[:, :x.shape[1]]               # cut to the digits so far
+            heads[:, h] = output
         self.outputs = heads.detach()                         # (B, n_head, T, d_head), and
         self.weights = weights.detach()                       # (B, n_head, T, S), to look at
         return self.output(heads.transpose(1, 2).flatten(2))  # concatenated, then mixed: (B, T, C)
@@ -492,7 +494,7 @@ def heads_of(model):
 def replaced(model, outputs):
     """Put {head: output} in place of heads' outputs inside a with block, generation too.
 
-    An output is a tensor (1 or N, T, d_head), or 0.
+    An output is a tensor (1 or N, T, d_head), or a number such as 0.
     """
     heads = heads_of(model)
     if not outputs.keys() <= heads.keys():
@@ -500,7 +502,7 @@ def replaced(model, outputs):
     try:
         for head, output in outputs.items():
             attention, h = heads[head]
-            attention.replace[h] = output if torch.is_tensor(output) else torch.zeros(1, 1, 1)
+            attention.replace[h] = output
         yield
     finally:
         for head in outputs:  # and not those of a with block around this
@@ -797,17 +799,17 @@ def one_bit(model, val, head, columns, problems, control=None):
 def measure_bits(model, val, who, problems):
     """{head: {"columns", "wrong", ...}} of the heads that bring a carry alone, with controls."""
     n = model.config.num_digits
-    columns = {}
-    for k, row in enumerate(who.values()):
-        head, _ = row.get("carry", ("no head", 0))
-        if head in heads_of(model) and tokens_of(head, k, n):  # one head, not two
-            columns.setdefault(head, []).append(k)
     some = random_problems(n, 40_000)
     found = {}
-    for head, ks in columns.items():
-        found[head] = {"columns": ks, "wrong": one_bit(model, val, head, ks, problems)}
-        for control in ("no bit", "bits of other problems"):
-            found[head][control] = one_bit(model, val, head, ks, some, control)
+    for head in heads_of(model):
+        columns = []
+        for k, row in enumerate(who.values()):
+            if row.get("carry", [None])[0] == head and tokens_of(head, k, n):
+                columns.append(k)
+        if columns:
+            found[head] = {"columns": columns, "wrong": one_bit(model, val, head, columns, problems)}
+            for control in ("no bit", "bits of other problems"):
+                found[head][control] = one_bit(model, val, head, columns, some, control)
     return found
 
 # 6e. So how does it add?
