@@ -807,7 +807,8 @@ def measure_bits(model, val, who, problems):
             if row.get("carry", [None])[0] == head and tokens_of(head, k, n):
                 columns.append(k)
         if columns:
-            found[head] = {"columns": columns, "wrong": one_bit(model, val, head, columns, problems)}
+            wrong = one_bit(model, val, head, columns, problems)
+            found[head] = {"columns": columns, "wrong": wrong}
             for control in ("no bit", "bits of other problems"):
                 found[head][control] = one_bit(model, val, head, columns, some, control)
     return found
