@@ -6,7 +6,7 @@ adder: the default adder on 40 pairs of data seed and model seed. Its errors amo
 810,000 problems, which heads bring what, and the errors of 40,000 random problems if a head
 that brings a carry says one bit.
 sorter: the model of section 7b on 10 pairs. Its accuracy by length in each experiment of
-7c, and the grid of 7b.
+7c, with the window and one more distance, and the grid of 7b.
 
 One training per core. Writes a file a pair into DIR (scratch), which need not be done again,
 and all of them into DIR/addition/confirm.json or DIR/sorting/confirm.json; ours are in
@@ -39,7 +39,8 @@ def confirm_sorter(seeds, path):
     lists = {str(n): data[f"extrapolation/{n}"] for n in sort.LONG}
     grid = sort.measure_waves(model, lists["16"])
     long = sort.measure(model, lists, [sort.as_it_is, sort.window, sort.kept, sort.both])
-    common.save_json(path, {"seeds": seeds, "grid": grid, "long": long})
+    distances = sort.measure_distances(model, lists["64"])
+    common.save_json(path, {"seeds": seeds, "grid": grid, "long": long, "distances": distances})
 
 TASKS = {  # folder, function, pairs of data seed and model seed
     "adder": ("addition", confirm_adder, [*zip(range(16001, 16021), range(2001, 2021)),

@@ -243,6 +243,14 @@ def long():
             *experiments("learned", "learned")]
     return ["encoding", "experiment", *LENGTHS], rows
 
+def distances():
+    """Of the models of tests.confirm: lists of 64 with the window and one more distance."""
+    found = each(lines_of("sorting/confirm.json"), "distances")
+    right = merged(found)
+    below = [sum(x < 0.9 for x in each(found, distance)) for distance in right]
+    rows = [["right", *right.values()], ["< 90%", *below]]
+    return ["also at", "none", *list(right)[1:]], rows
+
 def far():
     rows = [*experiments("far", "sinusoidal"), *experiments("far, alibi", "alibi, causal")]
     return ["encoding", "experiment", "1,024", "4,096"], rows

@@ -151,6 +151,7 @@ class Sorting(unittest.TestCase):
         shown = (QUERY != 30) | (KEY != QUERY[:, None, None])  # key b in list b
         for other, expected in (
                 (sort.window(encoding), weights * (QUERY - KEY < 16)),
+                (sort.window(encoding, 20), weights * ((QUERY - KEY < 16) | (QUERY - KEY == 20))),
                 (sort.log_n(encoding), weights ** log_n.clamp(min=1)),
                 (sort.twice(encoding), weights**2),
                 (sort.hide(encoding, 30, KEY), weights * shown)):
