@@ -251,6 +251,11 @@ def distances():
     rows = [["right", *right.values()], ["< 90%", *below]]
     return ["also at", "none", *list(right)[1:]], rows
 
+def rope():
+    """Of model seed 1: lists of 64 with the window and one more distance."""
+    found = models("sorting", "analysis/analysis")[0]["distances, rope"]
+    return ["also at", "none", *list(found)[1:]], [["right", *map(percent, found.values())]]
+
 def far():
     rows = [*experiments("far", "sinusoidal"), *experiments("far, alibi", "alibi, causal")]
     return ["encoding", "experiment", "1,024", "4,096"], rows

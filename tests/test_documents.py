@@ -18,7 +18,7 @@ from tests.command import TOP, contents, run
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
-BUDGETS = {"attention_addition.py": (6000, 940), "positional_sorting.py": (6660, 1020),
+BUDGETS = {"attention_addition.py": (6000, 940), "positional_sorting.py": (6680, 1025),
            "common.py": (1660, 230), "tests": (14_400, 1_680)}  # code tokens, lines
 
 def tokens_by_line(source):
