@@ -692,7 +692,7 @@ def measure_parts(model, data):
 # as every unsorted list has two neighbours in the wrong order. Kept: slow waves have
 # the values of position 50 everywhere.
 #
-# Result (tests.tables: long): percent right, 5 seeds, 500 lists (learned as it is 2,000)
+# Result (tests.tables: long): percent right, 5 seeds, 500 lists (learned as it is 2000)
 #     encoding    experiment  8-16    16     32      64      128     256
 #     sinusoidal  as it is    100     100    53-67   51-54   51-52   50-51
 #     sinusoidal  window      100     100    100     100     86-100  51-93
