@@ -418,16 +418,14 @@ def train(config, data):
     model = Adder(config)
     optimizer = common.adamw(model, config, beta2=0.95)
     n_batches = max(1, len(data["train"]) // config.batch_size)  # the rest is left out
-    # Two generators, so that without the coin the order of the batches would be the
-    # same.
+    # Two generators, so that the order of the batches does not depend on the coin.
     shuffle = torch.Generator().manual_seed(config.model_seed)
     coin = torch.Generator().manual_seed(config.model_seed)
     history, losses = [], []
     every = max(1, config.steps // 5)
     best = None
     for step in range(1, config.steps + 1):
-        # the next batch: every epoch has a new order, every problem is a+b or b+a (the
-        # same)
+        # the next batch: every epoch has a new order, every problem is a+b or b+a
         i = (step - 1) % n_batches
         if i == 0:
             order = torch.randperm(len(data["train"]), generator=shuffle)
