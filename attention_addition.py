@@ -2,9 +2,9 @@
 
 An encoder reads a problem such as `347+159`, a token per character. A decoder writes
 the sum `0506` one digit at a time. Nobody tells them what a digit is worth or what a
-carry is. The model learns from 10,000 problems and is tested on all 810,000, of which
-it has seen 2.5% as a+b or b+a. Then we look inside: what does each attention head read,
-which heads are needed, and what does each bring to the sum?
+carry is. The model learns from 10,000 problems and is tested on all 810,000. Then we
+look inside: what does each attention head read, which heads are needed, and what does
+each bring to the sum?
 
   python attention_addition.py 347+159 999+999           ask the model, two seconds
   python attention_addition.py                           train and look inside: minutes
@@ -18,8 +18,8 @@ From Python, no file is read or written:
   solve(model, [(347, 159)])
 
 Shapes in comments: B problems in a batch or N in all, n digits in a number, C = d_model;
-in attention T queries, S keys, d or d_head channels. Where it says Result, numbers come
-from out/reference, by the function of tests/tables.py that is named.
+in attention T queries, S keys, d or d_head channels. Results come from out/reference, by
+the function of tests/tables.py that is named.
 """
 import contextlib
 import copy
@@ -32,7 +32,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -62,20 +61,15 @@ class Config:
 
     def __post_init__(self):
         common.check(self)
-        if self.carry_chains > 1:
-            raise UserError("type --carry-chains from 0 to 1")
 
 # ==== Part I, the lesson ==============================================================
 
 # ---- 1. The task and its data --------------------------------------------------------
-# Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer. A problem
-# of two n-digit numbers has 2n + 1 tokens, the source. Its target has n + 1 digits, the
-# most significant first, so it may begin with 0:
-#
+# Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer. The source
+# is a problem, the target its sum with n + 1 digits:
 #     347+159   source 3 4 7 + 1 5 9    target 0 5 0 6
-#
-# This order is the hard one: the first digit depends on carries from all columns to its
-# right, before any of their digits is written.
+# The most significant digit comes first. This is the hard order: it depends on carries
+# from all columns to its right, before any of their digits is written.
 
 PLUS = 10
 START = 11
@@ -126,9 +120,10 @@ def make_data(config):
     low = 10 ** (config.num_digits - 1)
     count = 9 * low  # numbers of this length
     sizes = {"test": config.n_test, "val": config.n_val, "train": config.n_train}
-    if sum(sizes.values()) > count * (count + 1) // 2:
-        raise UserError(f"there are only {count * (count + 1) // 2:,} pairs; type --n-train, "
-                        "--n-val and --n-test that sum to no more")
+    pairs = count * (count + 1) // 2
+    if sum(sizes.values()) > pairs:
+        raise UserError(f"there are only {pairs:,} pairs; type --n-train, --n-val and --n-test "
+                        "that sum to no more")
     rng = random.Random(config.seed)
     seen = set()
     data = {}
@@ -146,10 +141,10 @@ def make_data(config):
         data[split] = torch.tensor(problems)
     return data
 
-def to_record(a, b, num_digits):
-    """A line of a data file: {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}."""
-    source = [*to_digits(a, num_digits), PLUS, *to_digits(b, num_digits)]
-    return {"input": source, "target": to_digits(right_answer(a, b), num_digits + 1)}
+def to_records(problems, num_digits):
+    """Lines of a data file: {"input": [5, 0, 7, 10, 1, 5, 9], "target": [0, 6, 6, 6]}."""
+    source, target = tokenize(problems, num_digits)
+    return [{"input": x, "target": y} for x, y in zip(source.tolist(), target.tolist())]
 
 def load_data(folder, config):
     """Return {split: problems (N, 2)} from the files in a folder, made if there is none."""
@@ -157,15 +152,12 @@ def load_data(folder, config):
     flags = ["num_digits", "carry_chains", "n_train", "n_val", "n_test", "seed"]
     made_with = {flag: getattr(config, flag) for flag in flags}
     def make():
-        files = {}
-        for split, problems in make_data(config).items():
-            files[split] = [to_record(a, b, n) for a, b in problems.tolist()]
-        return files
+        return {split: to_records(problems, n) for split, problems in make_data(config).items()}
     def read(record):
-        a, b = from_digits(record["input"][:n]), from_digits(record["input"][n + 1:])
-        if record != to_record(a, b, n):
+        problem = from_digits(record["input"][:n]), from_digits(record["input"][n + 1:])
+        if to_records([problem], n) != [record]:
             raise UserError(f"expected two numbers of {n} digits and their sum")
-        return a, b
+        return problem
     data = common.load_records(folder, ["train", "val", "test"], made_with, make, read)
     return {split: torch.tensor(problems) for split, problems in data.items()}
 
@@ -179,20 +171,16 @@ def load_data(folder, config):
 # weighted mean of all values.
 #     weights = softmax(k q / sqrt(d))     q (d,), k (S, d) -> (S,)
 #     output = weights v                   v (S, d_v) -> (d_v,)
-#
-# Step 2, all T queries at once: q is (T, d), weights = softmax(q k^T / sqrt(d)) is (T,
-# S).
+# Step 2, all T queries at once: weights = softmax(q k^T / sqrt(d)), (T, S).
 #
 # Step 3, a mask: a score of -infinity becomes a weight of 0. In training the decoder
 # reads the correct digits all at once. Without a mask that hides what comes later (a
-# causal mask), it would copy the digit that it has to predict, and fail in generation,
-# where that digit is not there yet.
+# causal mask) it would copy the digit that it has to predict, and fail in generation.
 #
 # Step 4, several heads: a digit of the sum needs its column, and whether a carry
-# arrives from the next lower one. One softmax gives one mean. So q, k and v are cut
-# into n_head parts (heads) of d_head = C / n_head channels, each with its own softmax.
-# They are cut after the C x C matrices, so every head reads all channels of the hidden
-# state. The outputs are concatenated, and a fourth matrix mixes them.
+# arrives from the next lower one. One softmax gives one mean. So q, k and v, which are
+# made from all C channels, are cut into n_head parts (heads) of d_head = C / n_head
+# channels, each with its own softmax. A fourth matrix mixes their outputs.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
     """Steps 1 to 3: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, section 3.2.1).
@@ -225,8 +213,8 @@ def scaled_dot_product_attention(q, k, v, mask=None):
 class MultiHeadAttention(nn.Module):
     """Step 4: n_head attentions side by side (Vaswani et al. 2017, section 3.2.2).
 
-    The queries come from x, the keys and values from memory: in self-attention the same
-    tensor, in cross-attention the output of the encoder.
+    Queries come from x, keys and values from memory: in self-attention the same tensor,
+    in cross-attention the output of the encoder.
     """
     def __init__(self, d_model, n_head):
         super().__init__()
@@ -262,18 +250,14 @@ class MultiHeadAttention(nn.Module):
 # The encoder runs once per problem. Its output, a vector per source token, is called
 # the memory. In generation the decoder runs once per digit: each of its tokens attends
 # to itself and earlier ones (self-attention), then to the memory (cross-attention).
-#
 # Attention by itself ignores order: a weighted sum over keys is the same in any order.
 # So each position has a learned vector, added to the embedding of its token.
 #
-# A block is made of sublayers. Attention moves information between tokens. The
-# feed-forward network computes, on each token alone, with what attention has brought
-# there. Every sublayer adds its result to the hidden state x (a residual connection),
-# so it only has to learn a change; x is also called the residual stream.
-#
-# Each sublayer reads a copy of x that LayerNorm has brought to mean 0 and variance 1
-# (pre-norm). If x itself were normalised (post-norm), every norm would rescale the
-# gradients on their way back. With pre-norm they have a path of plain additions, so
+# Attention moves information between tokens. The feed-forward network computes, on each
+# token alone, with what attention has brought there. Every such sublayer adds its result
+# to the hidden state x (a residual connection), also called the residual stream. It
+# reads a copy of x that LayerNorm has brought to mean 0 and variance 1 (pre-norm). So x
+# itself, and the gradients on their way back, have a path of plain additions, and
 # training is more stable (Xiong et al. 2020).
 
 class Block(nn.Module):
@@ -340,10 +324,9 @@ class Adder(nn.Module):
 
 # ---- 4. Scoring ----------------------------------------------------------------------
 # An answer counts as right only if all of its digits are (exact match). In greedy
-# decoding the model reads the digits that it has written itself. In teacher forcing it
-# reads the correct ones. These are the same up to the first mistake, so both ways make
-# the same first mistake, or none. Hence one teacher-forced pass decides exact match,
-# unless the mask leaks.
+# decoding the model reads the digits that it has written itself, in teacher forcing the
+# correct ones. These are the same up to the first mistake. Hence one teacher-forced pass
+# decides exact match, unless the mask leaks.
 
 @torch.inference_mode()
 def greedy_decode(model, source):
@@ -378,8 +361,7 @@ def evaluate(model, problems):
 def is_right(model, problems):
     """Whether each of the problems is answered right, by one teacher-forced pass: (N,)."""
     source, target = tokenize(problems, model.config.num_digits)
-    answers = model(source, target).argmax(dim=-1)
-    return (answers == target).all(dim=1)
+    return (model(source, target).argmax(dim=-1) == target).all(dim=1)
 
 def all_problems(num_digits):
     """All pairs of numbers: (810000, 2) for three digits."""
@@ -395,9 +377,8 @@ def count_wrong(model, problems):
 
 # ---- 5. Training ---------------------------------------------------------------------
 # The loss is the cross-entropy of the correct digits, all predicted at once by teacher
-# forcing. Problems are shown as a+b or b+a at random. AdamW divides a running mean of
-# the gradients by their usual size. Both rest on few gradients at first, so the
-# learning rate rises in a warm-up. Over the last 60% of the steps it falls to 0.
+# forcing. AdamW divides a running mean of the gradients by their usual size. Both rest
+# on few gradients at first, so the learning rate rises in a warm-up.
 #
 # If none of 2,000 test problems is wrong, up to 3 in 2,000 of all may be (with 95%
 # confidence), about 1,200 problems. So at the end all are tested.
@@ -429,14 +410,14 @@ def train(config, data):
         i = (step - 1) % n_batches
         if i == 0:
             order = torch.randperm(len(data["train"]), generator=shuffle)
-        batch = order[i * config.batch_size:(i + 1) * config.batch_size]  # (B,)
-        problems = data["train"][batch]                                   # (B, 2)
-        swap = torch.rand(len(batch), 1, generator=coin) < 0.5            # (B, 1)
+            batches = order.split(config.batch_size)
+        problems = data["train"][batches[i]]                      # (B, 2)
+        swap = torch.rand(len(problems), 1, generator=coin) < 0.5  # (B, 1)
         problems = torch.where(swap, problems.flip(1), problems)
-        source, target = tokenize(problems, config.num_digits)            # (B, 2n+1), (B, n+1)
+        source, target = tokenize(problems, config.num_digits)    # (B, 2n+1), (B, n+1)
 
         # forward, backward, update
-        logits = model(source, target)                                    # (B, n+1, 10)
+        logits = model(source, target)                            # (B, n+1, 10)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -448,7 +429,7 @@ def train(config, data):
         # about five times, the last at the end: validate, and keep the best weights
         if step % every == 0 or step == config.steps:
             val_loss, val_accuracy = evaluate(model, data["val"])
-            train_loss = float(np.mean(losses[-every:]))
+            train_loss = sum(losses[-every:]) / every
             if not math.isfinite(train_loss + val_loss):
                 raise UserError(f"the loss is not finite at step {step}; type a smaller --lr")
             history.append({"step": step, "train_loss": train_loss, "val_loss": val_loss,
@@ -472,47 +453,39 @@ def train(config, data):
 #     zero ablation        run(model, problems, {"cross.L0.H1": 0})
 #     mean ablation        run(model, problems, {"cross.L0.H1": its mean output})
 #     activation patching  run(model, problems, {"cross.L0.H1": that of other problems})
-#
 # What comes after the head is computed with the new output. The heads beside it, and
 # the correct digits that the decoder reads, stay as they are.
 
 def heads_of(model):
     """{"enc.L0.H1": (its MultiHeadAttention, 1), ...} of all heads."""
-    stages = {"enc": [block.self_attention for block in model.encoder],
-              "dec": [block.self_attention for block in model.decoder],
-              "cross": [block.cross_attention for block in model.decoder]}
     heads = {}
-    for stage, attentions in stages.items():
-        for i, attention in enumerate(attentions):
+    for stage in ("enc", "dec", "cross"):
+        for i, block in enumerate(model.encoder if stage == "enc" else model.decoder):
+            attention = block.cross_attention if stage == "cross" else block.self_attention
             for h in range(attention.n_head):
                 heads[f"{stage}.L{i}.H{h}"] = attention, h
     return heads
 
 @contextlib.contextmanager
 def replaced(model, outputs):
-    """Put {head: output} in place of heads' outputs inside a with block, generation too.
-
-    An output is a tensor (1 or N, T, d_head), or a number such as 0.
-    """
+    """Put {head: tensor (1 or N, T, d_head) or 0} in place of outputs inside a with block."""
     heads = heads_of(model)
-    if not outputs.keys() <= heads.keys():
+    if outputs.keys() - heads.keys():
         raise UserError(f"expected heads among {', '.join(heads)}, found {', '.join(outputs)}")
+    for head, output in outputs.items():
+        attention, h = heads[head]
+        attention.replace[h] = output
     try:
-        for head, output in outputs.items():
-            attention, h = heads[head]
-            attention.replace[h] = output
         yield
     finally:
-        for head in outputs:  # and not those of a with block around this
-            attention, h = heads[head]
-            attention.replace.pop(h, None)
+        for attention, _ in heads.values():
+            attention.replace.clear()
 
 @torch.inference_mode()
 def run(model, problems, replace={}):
     """Run the model, teacher-forced, on problems, with the outputs of some heads replaced.
 
-    Returns the digits predicted (N, n+1), {head: attention weights (N, T, S)} and {head:
-    output (N, T, d_head)}.
+    Returns digits (N, n+1), {head: weights (N, T, S)} and {head: output (N, T, d_head)}.
     """
     with replaced(model, replace):
         digits = model(*tokenize(problems, model.config.num_digits)).argmax(dim=-1)
@@ -528,10 +501,9 @@ def accuracy(model, problems, replace={}):
         return is_right(model, problems).double().mean().item()
 
 # 6a. What does each head attend to?
-# Heatmaps show queries down and keys across. A row of the decoder is named by the digit
-# that it predicts. Does a head of the encoder join the two digits of a column? Does a
-# head read the next lower column, where the carry comes from? For each head take its
-# mean attention weights over the test problems, and of these the lowest of any digit.
+# Does a head of the encoder join the two digits of a column? Does a head read the next
+# lower column, where the carry comes from? For each head take its mean attention weights
+# over the test problems, and of these the lowest of any digit.
 #
 # Result (tests.tables: reads): this weight of the best head of each model
 #     model seed                          1     2     3     4     5
@@ -545,22 +517,21 @@ def accuracy(model, problems, replace={}):
 EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # 0 to 3 carries
 
 def draw_heads(model, a, b):
-    """Draw a heatmap per head on the problem a+b: rows are queries, columns are keys."""
+    """Draw a heatmap per head on a+b. Rows of the decoder have the digits that they predict."""
     _, weights, _ = run(model, [(a, b)])
     source = list(f"{a}+{b}")
-    target = list(f"{a + b:0{model.config.num_digits + 1}}")
-    n_rows = 3 * model.config.n_layer
-    fig, axes = common.subplots(n_rows, model.config.n_head, 1.8 * n_rows + 0.5, squeeze=False)
-    fig.suptitle(f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]} "
-                 f"(model seed {model.config.model_seed})")
+    target = list(f"{right_answer(a, b):0{model.config.num_digits + 1}}")
+    rows = 3 * model.config.n_layer
+    fig, axes = common.subplots(rows, model.config.n_head, 1.8 * rows + 0.5, squeeze=False)
+    fig.suptitle(f"{a}+{b}: the model answers {solve(model, [(a, b)])[0]} (model seed "
+                 f"{model.config.model_seed}; attention weights, 0 white to 1 blue)")
     for ax, (head, grid) in zip(axes.flat, weights.items()):
         queries = source if head.startswith("enc") else target
         keys = ["start", *target[:-1]] if head.startswith("dec") else source
-        image = ax.imshow(grid[0].numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        ax.imshow(grid[0], vmin=0, vmax=1, cmap="Blues", aspect="auto")
         ax.set_xticks(range(len(keys)), keys)
         ax.set_yticks(range(len(queries)), queries)
-        ax.set(title=head, xlabel="key", ylabel="query" if queries is source else "query predicts")
-    fig.colorbar(image, ax=axes, label="attention weight")
+        ax.set(title=head, xlabel="key", ylabel="query")
     return fig
 
 # 6b. Which heads are needed?
@@ -574,24 +545,26 @@ def draw_heads(model, a, b):
 #     its mean  95         0          3            91           32           100
 #
 # So cross.L0.H1 mostly has to be a constant. The other 7, all of decoder self-attention
-# among them, are idle: zeros cost at most one percentage point. Can all idle heads be
-# removed together?
+# among them, are idle: zeros cost at most one percentage point. All idle heads can be
+# removed together, so about half of the heads are needed. What do they do?
 #
 # Result (tests.tables: idle): ranges over 5 model seeds
 #     idle heads  wrong of 810,000 without them, at most
 #     5-7 of 12   0
-#
-# They can. So about half of the heads are needed, and we look for what they do.
 
-def ablate(model, data):
-    """{"zero": {head: accuracy on test problems without it}, "mean": {...}}."""
+def ablate(model, data, problems):
+    """Accuracies on test problems without each head, and errors of problems without idle ones."""
     _, _, outputs = run(model, data["val"])
-    table = {"zero": {}, "mean": {}}
+    right = accuracy(model, data["test"])
+    zero, mean = {}, {}
     for head, output in outputs.items():
-        mean = output.mean(dim=0, keepdim=True)  # (1, T, d_head)
-        table["zero"][head] = accuracy(model, data["test"], {head: 0})
-        table["mean"][head] = accuracy(model, data["test"], {head: mean})
-    return table
+        zero[head] = accuracy(model, data["test"], {head: 0})
+        mean[head] = accuracy(model, data["test"], {head: output.mean(dim=0, keepdim=True)})
+    idle = [head for head in zero if zero[head] >= right - 0.01]
+    with replaced(model, dict.fromkeys(idle, 0)):
+        wrong = count_wrong(model, problems)
+    return {"accuracy": right, "zero": zero, "mean": mean, "ranking": sorted(mean, key=mean.get),
+            "idle": idle, "wrong_without_idle": wrong}
 
 # 6c. What does each head bring?
 # By hand, a digit is the sum of its column plus the carry that arrives, modulo ten. Do
@@ -601,11 +574,10 @@ def ablate(model, data):
 # a carry) has brought
 #     nothing: 6 = 4+2   the carry: 7 = 4+2+1   the column: 9 = 4+5   both: 0 of 4+5+1
 #
-# Both problems are random. A pair counts if these digits all differ, so an answer fits
-# one at most (about 700 of 2,000 pairs). Control: outputs from an unrelated third
-# problem. By chance its column fits in a tenth of the pairs, its carry in half, since
-# it is yes or no. If no head brings the carry alone, or one brings both, the model does
-# not add as we do by hand.
+# A pair of test problems counts if these digits all differ, so an answer fits one at
+# most. Control: outputs from a third problem, whose column fits by chance in a tenth of
+# the pairs, and its carry, yes or no, in half. If no head brings the carry alone, or
+# one brings both, the model does not add as we do by hand.
 #
 # Result (tests.tables: tens): percent of the pairs (both: the head that does it most)
 #     model seed  carry                          column                         both
@@ -616,105 +588,65 @@ def ablate(model, data):
 #     5           cross.L0.H0 + cross.L0.H1 100  cross.L0.H3 100                12
 #     1, control  cross.L0.H2 44                 cross.L0.H0 10
 #
-# One head counts if it fits 90%, else the best two. No head brings both in more than
-# 41%. In seed 1 cross.L0.H0 alone brings the column in 83%, with H1 in 95%. So in four
-# of five models the decoder brings carry and column by different heads. In seed 4 an
-# encoder head brings the carry (into the tokens of the column, as 6d shows), and no two
-# heads bring the column alone. Fresh models, with other data and other first weights,
-# show both ways:
+# One head counts if it fits 90%, else the best two. So in four of five models different
+# heads of the decoder bring carry and column. In seed 4 an encoder head brings the carry,
+# and no two heads bring the column alone. Both ways are common:
 #
 # Result (tests.tables: confirmed): fresh models (python -m tests.confirm adder)
 #     of 40 models by  cross  enc  enc + cross  cross + cross  no two
 #     tens, carry      20     15   3            2              0
 #     tens, column     6      0    0            14             20
 #     hundreds, carry  15     1    9            3              12
-#
-# At most two heads bring the carry into the tens in all 40, and the column in 20. So
-# half of the models keep the two apart like seed 1.
-#
-# Why does the carry of seed 1 stop at 94%? Leave out pairs in which the column of the
-# first problem sums to nine, or patch enc.L0.H1 together with cross.L0.H2:
-#
-# Result (tests.tables: nines): carry brought by cross.L0.H2, percent of the pairs
-#     carry into  all pairs  no nine there  with enc.L0.H1
-#     tens        94         100            100
-#     hundreds    94         100            94
-#
-# So into a nine the carry is told twice. In the tens the second way is enc.L0.H1. In
-# the hundreds it is probably the digit before, the input of this token, which a carry
-# into a nine changes too.
 
 def carry_into(problems, column):
-    """Whether a carry arrives in a column, 0 for the units: problems (N, 2) -> (N,) booleans."""
-    return (problems % 10 ** column).sum(dim=1) >= 10 ** column
+    """Whether a carry arrives in a column, 0 for the units: problems (..., 2) -> (...)."""
+    return (problems % 10 ** column).sum(dim=-1) >= 10 ** column
 
-def column_sum(problems, column):
-    """The sum of the two digits of a column: problems (N, 2) -> (N,)."""
-    return (problems // 10 ** column % 10).sum(dim=1)
-
-def expected_digits(first, second, column, num_digits):
-    """Digit `column` of the answer to first if nothing, the carry, ... comes from second."""
-    sums = column_sum(first, column), column_sum(second, column)
-    carries = carry_into(first, column).long(), carry_into(second, column).long()
-    digits = {"nothing": sums[0] + carries[0]}
-    if column > 0:            # no carry arrives in the units
-        digits["carry"] = sums[0] + carries[1]
-    if column < num_digits:   # the largest digit is a carry and nothing else
-        digits["column"] = sums[1] + carries[0]
-    if 0 < column < num_digits:
-        digits["both"] = sums[1] + carries[1]
+def expected_digits(pairs, column, num_digits):
+    """The digit of a column, if a head brings nothing, the carry, ...; pairs (2, N, 2)."""
+    sum_1, sum_2 = (pairs // 10 ** column % 10).sum(dim=-1)   # (N,) of the first, the second
+    carry_1, carry_2 = carry_into(pairs, column).long()
+    digits = {"nothing": sum_1 + carry_1, "carry": sum_1 + carry_2,
+              "column": sum_2 + carry_1, "both": sum_2 + carry_2}
+    if column == 0:           # no carry arrives in the units
+        del digits["carry"], digits["both"]
+    if column == num_digits:  # the largest digit is a carry and nothing else
+        del digits["column"], digits["both"]
     return {what: digit % 10 for what, digit in digits.items()}
 
-def random_problems(num_digits, *shape):
-    """Random problems (*shape, 2), always the same."""
-    generator = torch.Generator().manual_seed(0)
-    low = 10 ** (num_digits - 1)
-    return torch.randint(low, 10 * low, (*shape, 2), generator=generator)
-
-def interchange(model, groups, donor=1, nines=True):
+def interchange(model, problems, groups, donor=1):
     """{column: {group: {"nothing": fraction of pairs, "carry": ...}}} of {group: [head, ...]}.
 
-    donor=2: the outputs come from a third problem (control). nines=False: only pairs in
-    which the column of the first problem does not sum to nine.
+    The second of a pair is the problem before; donor=2: outputs of the one before that.
     """
     n = model.config.num_digits
-    problems = random_problems(n, 3, 2000)
-    first, second, _ = problems
-    _, _, outputs = run(model, problems[donor])
+    pairs = torch.stack([problems, problems.roll(1, 0)])      # (2, N, 2)
+    _, _, outputs = run(model, problems)
     answers = {}
     for group, heads in groups.items():
-        patch = {head: outputs[head] for head in heads}
-        answers[group], _, _ = run(model, first, patch)      # (N, n+1)
+        patch = {head: outputs[head].roll(donor, 0) for head in heads}
+        answers[group], _, _ = run(model, problems, patch)    # (N, n+1)
     table = {}
     for k, column in enumerate(COLUMNS[:n + 1]):
-        expected = expected_digits(first, second, k, n)
-        counts = torch.ones(len(first), dtype=torch.bool)
-        if not nines:
-            counts = column_sum(first, k) != 9
+        expected = expected_digits(pairs, k, n)
+        counts = torch.ones(len(problems), dtype=torch.bool)
         for x, y in itertools.combinations(expected.values(), 2):
-            counts &= x != y                             # the pairs in which all differ
+            counts &= x != y                                  # the pairs in which all differ
         table[column] = {}
         for group, answer in answers.items():
-            row = {}
+            row = table[column][group] = {}
             for what, digit in expected.items():
                 fits = answer[:, -1 - k] == digit
                 row[what] = fits[counts].double().mean().item()
-            row["another digit"] = 1 - sum(row.values())
-            table[column][group] = row
     return table
 
-def groups_of(model):
-    """{name: [head, ...]}: every head, and every two heads."""
-    heads = list(heads_of(model))
-    groups = {head: [head] for head in heads}
-    for pair in itertools.combinations(heads, 2):
-        groups[" + ".join(pair)] = pair
-    return groups
-
-def who_brings(table):
+def who_brings(model, problems):
     """{column: {"carry": [head, fraction], "column": ...}}; two heads if none reaches 0.9."""
+    groups = {head: [head] for head in heads_of(model)}
+    for pair in itertools.combinations(groups, 2):
+        groups[" + ".join(pair)] = pair
     found = {}
-    for column, rows in table.items():
+    for column, rows in interchange(model, problems, groups).items():
         found[column] = {}
         for what in ("carry", "column"):
             fraction = {group: row[what] for group, row in rows.items() if what in row}
@@ -728,128 +660,109 @@ def draw_interchange(table, title):
     """Draw what each head brings to each digit: a panel per digit, a bar per head."""
     fig, axes = common.subplots(1, len(table), 4.5, sharey=True)
     fig.suptitle(title)
-    colors = {"nothing": "0.85", "carry": "#E69F00", "column": "#0072B2", "both": "black",
-              "another digit": "white"}
+    colors = {"nothing": "0.85", "carry": "#E69F00", "column": "#0072B2", "both": "black"}
     for ax, (column, rows) in zip(axes, reversed(table.items())):
-        left = np.zeros(len(rows))
+        left = torch.zeros(len(rows))
         for what, color in colors.items():
-            fractions = [row.get(what, 0) for row in rows.values()]
-            ax.barh(list(rows), fractions, left=left, color=color, edgecolor="0.5", label=what)
+            fractions = torch.tensor([row.get(what, 0) for row in rows.values()])
+            ax.barh(list(rows), fractions, left=left, color=color, label=what)
             left = left + fractions
         ax.set(title=column, xlabel="fraction of pairs", xlim=(0, 1))
     axes[0].invert_yaxis()
-    fig.legend(*axes[0].get_legend_handles_labels(), ncols=5, loc="outside lower center")
+    fig.legend(*axes[0].get_legend_handles_labels(), ncols=4, loc="outside lower center",
+               title="white: another digit")
     return fig
 
 # 6d. Does the model need more from a head than the carry?
 # Where one head brings a carry in 90% of the pairs, replace its output where the
 # decoder predicts the digit (of an encoder head, at both digits of the column) by one
 # of two constant vectors: its mean over validation problems with a carry into the
-# column, or without. The true carry decides which: one bit. Controls, on 40,000
-# problems: one mean for all, so no bit; and the bits of other problems.
+# column, or without. The true carry decides which: one bit. Control: the bit of another
+# problem. (With one mean for all, no bit is left: see 6b.)
 #
-# Result (tests.tables: bits): wrong of all 810,000; of the controls in percent
-#     model seed  head         carry into      wrong  no bit, %  other bits, %
-#     1           cross.L0.H2  tens, hundreds  0      67         72
-#     2           cross.L0.H0  tens, hundreds  0      68         75
-#     3           cross.L0.H2  tens, hundreds  0      52         75
-#     4           enc.L0.H0    tens            0      41         50
-#     4           cross.L0.H2  thousands       0      28         47
-#
-# Result (tests.tables: one_bit): such heads of the 40 fresh models, medians of controls
-#     heads            wrong of 40,000, at most  no bit, %  other bits, %
-#     50 in 37 models  0                         42         50
+# Result (tests.tables: bits): wrong of all 810,000; control in percent of test problems
+#     model seed  head         carry into      wrong  control, %
+#     1           cross.L0.H2  tens, hundreds  0      72
+#     2           cross.L0.H0  tens, hundreds  0      75
+#     3           cross.L0.H2  tens, hundreds  0      75
+#     4           enc.L0.H0    tens            0      50
 #
 # So one bit is all that the model needs from it there. How the head finds it is not
-# shown: here we tell it. And at a nine the second way of 6c is still there.
+# shown: here we tell it. Of the 40 fresh models 37 have such heads, with XXX.
 
 def tokens_of(head, column, num_digits):
-    """The tokens at which a head can bring a carry into a column: where the decoder predicts
-    its digit, or the two digits of the problem."""
-    if not head.startswith("enc"):
-        return [num_digits - column]
-    return [num_digits - 1 - column, 2 * num_digits - column] if column < num_digits else []
+    """Where a head can bring a carry into a column: the two digits, or where theirs is written."""
+    if head.startswith("enc"):
+        return [num_digits - 1 - column, 2 * num_digits - column]
+    return [num_digits - column]
 
-def one_bit(model, val, head, columns, problems, control=None):
-    """How many problems are wrong if a head says only one bit about each of these columns."""
+def one_bit(model, val, head, columns, problems, roll=0):
+    """How many problems are wrong if a head says one bit about these columns; roll=1: control."""
     _, _, outputs = run(model, val)
-    said = outputs[head]                                             # (M, T, d_head)
-    def wrong_in(chunk):
-        copied = copy.deepcopy(model)                                # one for each thread
-        _, _, outputs = run(copied, chunk)
-        own = outputs[head].clone()                                  # (B, T, d_head)
+    said = outputs[head]                                      # (M, T, d_head)
+    wrong = 0
+    for chunk in problems.split(4096):
+        _, _, outputs = run(model, chunk)
+        own = outputs[head].clone()                           # (B, T, d_head)
         for column in columns:
-            arrives = carry_into(val, column)                        # (M,)
-            carry = carry_into(chunk, column)                        # (B,)
-            if control == "bits of other problems":
-                carry = carry.roll(1)
+            arrives = carry_into(val, column)                 # (M,)
+            carry = carry_into(chunk, column).roll(roll)      # (B,)
             for t in tokens_of(head, column, model.config.num_digits):
-                yes = said[arrives, t].mean(dim=0)                   # (d_head,)
+                yes = said[arrives, t].mean(dim=0)            # (d_head,)
                 no = said[~arrives, t].mean(dim=0)
-                if control == "no bit":
-                    yes = no = said[:, t].mean(dim=0)
                 own[:, t] = torch.where(carry[:, None], yes, no)
-        with replaced(copied, {head: own}):
-            return (~is_right(copied, chunk)).sum().item()
-    with ThreadPoolExecutor(common.CORES) as pool:
-        return sum(pool.map(wrong_in, problems.split(1024)))
+        with replaced(model, {head: own}):
+            wrong += (~is_right(model, chunk)).sum().item()
+    return wrong
 
-def measure_bits(model, val, who, problems):
-    """{head: {"columns", "wrong", ...}} of the heads that bring a carry alone, with controls."""
-    n = model.config.num_digits
-    some = random_problems(n, 40_000)
+def measure_bits(model, data, who, problems):
+    """{head: {"columns", "wrong", "control"}} of the heads that bring a carry alone."""
     found = {}
     for head in heads_of(model):
-        columns = []
-        for k, row in enumerate(who.values()):
-            if row.get("carry", [None])[0] == head and tokens_of(head, k, n):
-                columns.append(k)
+        inner = range(1, model.config.num_digits)
+        columns = [k for k in inner if head in who[COLUMNS[k]]["carry"]]
         if columns:
-            wrong = one_bit(model, val, head, columns, problems)
-            found[head] = {"columns": columns, "wrong": wrong}
-            for control in ("no bit", "bits of other problems"):
-                found[head][control] = one_bit(model, val, head, columns, some, control)
+            wrong = one_bit(model, data["val"], head, columns, problems)
+            control = one_bit(model, data["val"], head, columns, data["test"], roll=1)
+            found[head] = {"columns": columns, "wrong": wrong, "control": control}
     return found
 
 # 6e. So how does it add?
-# On 367+159 = 0526, model seed 1. In the encoder enc.L0.H2 lets each digit read the
+# On 367+159 = 0526, model seed 1: in the encoder enc.L0.H2 lets each digit read the
 # other one of its column, so either stands for the column. Then the decoder reads by
-# cross-attention (attention_patterns/example_367+159.png), and its feed-forward network
+# cross-attention (attention_patterns/example_367+159.png), and the feed-forward network
 # has to add:
 #     digit         H0, H1 read              H2 reads                left to the network
 #     thousands 0   the 1 of 159, so 3+1     not needed              no carry out: 0
 #     hundreds 5    the 1 of 159, so 3+1     6, so 6+5 carries       4 and a carry: 5
 #     tens 2        6 and 5, so 6+5          9, so 7+9 carries       11 and a carry: 2
 #     units 6       9 and 7, so 7+9          not needed              16: 6
-#
 # In the tens, 6c shows that H0 and H1 bring the column and H2 the carry, and 6d that
-# one bit is enough (the hundreds are alike: out/report.md). Not tested: that the
-# encoder has already found that 7+9 carries; that the network adds (after the
-# attentions only it works on the token); and how a carry passes through a nine
-# (348+652).
+# one bit is enough. Not tested: that the encoder has already found that 7+9 carries,
+# that the network adds, and how a carry passes through a nine (348+652).
 
 # ---- 7. Command line -----------------------------------------------------------------
 
-def path_of(out, model_seed):
+def path_of(config, out):
     """The file of a model."""
     folder = out / "addition"
-    if model_seed > 1:
-        folder = folder / f"seed{model_seed}"
+    if config.model_seed > 1:
+        folder = folder / f"seed{config.model_seed}"
     return folder / "best_model.pth"
 
 def train_and_save(config, data, path):
     """--mode train: one training, its log, curves and model in files, and what it got wrong."""
     model, log = train(config, data)
-    name = f"model seed {config.model_seed}"
-    _, log["test_accuracy"] = evaluate(model, data["test"])
-    print(f"{name}: {log['test_accuracy']:.2%} of the test problems right", flush=True)
-    if accuracy(model, data["test"]) > log["test_accuracy"]:
+    _, right = evaluate(model, data["test"])
+    log["test_accuracy"] = right
+    title = (f"model seed {config.model_seed}: {right:.1%} of {len(data['test']):,} test "
+             "problems right")
+    print(title, flush=True)
+    if accuracy(model, data["test"]) > right:
         print("with the correct digits before it the model is better: it sees ahead", flush=True)
-    elif log["test_accuracy"] >= 0.99 and config.num_digits <= 3:
-        problems = all_problems(config.num_digits)
-        log["wrong"] = count_wrong(model, problems)
-        print(f"{name}: {log['wrong']:,} of all {len(problems):,} problems wrong", flush=True)
-    title = f"{name}: {log['test_accuracy']:.1%} of {len(data['test']):,} test problems right"
+    elif right >= 0.99 and config.num_digits <= 3:
+        log["wrong"] = count_wrong(model, all_problems(config.num_digits))
+        print(f"model seed {config.model_seed}: {log['wrong']:,} of all problems wrong", flush=True)
     common.save_training(path, model, log, math.log(10), title)
 
 def load(path, typed={}):
@@ -861,45 +774,34 @@ def look_inside(model, data, folder):
     n = model.config.num_digits
     problems = all_problems(n) if n <= 3 else data["test"]
     _, weights, _ = run(model, data["test"])
-    right = accuracy(model, data["test"])
-    table = ablate(model, data)
-    idle = [head for head in weights if table["zero"][head] >= right - 0.01]
-    with replaced(model, dict.fromkeys(idle, 0)):
-        wrong = count_wrong(model, problems)
-    single = {head: [head] for head in weights}
-    for kind in ("enc", "dec", "cross"):
-        single[f"all of {kind}"] = [head for head in weights if head.startswith(kind)]
-    brought = interchange(model, single)
-    pairs = interchange(model, groups_of(model))
-    who = who_brings(pairs)
-    results = {"attention": {head: w.mean(dim=0).tolist() for head, w in weights.items()},
-               "ablation": {"accuracy": right, **table, "idle": idle, "wrong_without_idle": wrong,
-                            "ranking": sorted(weights, key=table["mean"].get)},
-               "brings": {"brought": brought, "pairs": pairs, "who": who,
-                          "unrelated": interchange(model, single, donor=2),
-                          "no nines": interchange(model, single, nines=False),
-                          "one_bit": measure_bits(model, data["val"], who, problems)}}
-    for name, found in results.items():
-        common.save_json(folder / f"head_analysis/{name}.json", found)
-    for column, row in who.items():
-        for what, (head, fraction) in row.items():
-            print(f"{column}: {head} brings the {what} in {fraction:.0%} of the pairs")
+    attention = {head: w.mean(dim=0).tolist() for head, w in weights.items()}
+    common.save_json(folder / "head_analysis/attention.json", attention)
+    common.save_json(folder / "head_analysis/ablation.json", ablate(model, data, problems))
+    groups = {head: [head] for head in weights}
+    brought = interchange(model, data["test"], groups)
+    unrelated = interchange(model, data["test"], groups, donor=2)
+    who = who_brings(model, data["test"])
+    bits = measure_bits(model, data, who, problems)
+    common.save_json(folder / "head_analysis/brings.json", {
+        "brought": brought, "unrelated": unrelated, "who": who, "one_bit": bits})
     carry, column = who["tens"]["carry"], who["tens"]["column"]
     title = (f"Tens: {carry[0]} brings the carry in {carry[1]:.0%}, {column[0]} the column in "
-             f"{column[1]:.0%}\n(random pairs of problems, model seed {model.config.model_seed})")
-    common.save_figure(folder / "head_analysis/brings.png", draw_interchange(brought, title))
+             f"{column[1]:.0%}\n(pairs of test problems, model seed {model.config.model_seed})")
+    print(title)
+    common.write(folder / "head_analysis/brings.png", draw_interchange(brought, title).savefig)
     for a, b in EXAMPLES if n == 3 else []:
         path = folder / f"attention_patterns/example_{a}+{b}.png"
-        common.save_figure(path, draw_heads(model, a, b))
+        common.write(path, draw_heads(model, a, b).savefig)
 
 def ask(args, typed):
     """Answer problems, or with --mode analyze draw all heads on them."""
-    path = args.model or path_of(args.out_dir, typed.get("model_seed", 1))
+    config = Config(**typed)
+    path = args.model or path_of(config, args.out_dir)
     if not path.exists() and not args.model:
-        path = path_of(Path("out/reference"), typed.get("model_seed", 1))
+        path = path_of(config, Path("out/reference"))
     print(f"model: {path}", file=sys.stderr)
     model = load(path, typed)
-    def answer(text):
+    for text in args.questions:
         match = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*=?\s*", text, re.ASCII)
         if not match:
             raise UserError(f"expected a problem as in 347+159, or @file, found {text!r}")
@@ -907,8 +809,7 @@ def ask(args, typed):
         print(f"{a}+{b}={solve(model, [(a, b)])[0]}")
         if args.mode == "analyze":
             path = args.out_dir / f"addition/attention_patterns/example_{a}+{b}.png"
-            common.save_figure(path, draw_heads(model, a, b))
-    common.each(args.questions, answer)
+            common.write(path, draw_heads(model, a, b).savefig)
 
 def main(args, typed):
     """Do what --mode says."""
@@ -916,17 +817,15 @@ def main(args, typed):
         return ask(args, typed)
     config = Config(**typed)
     folder = args.data_dir / "addition"
+    configs = [replace(config, model_seed=config.model_seed + i) for i in range(args.model_seeds)]
     if args.mode != "analyze":
         data = load_data(folder, config)
-    paths = {}
-    for seed in range(config.model_seed, config.model_seed + args.model_seeds):
-        paths[seed] = path_of(args.out_dir, seed)
     if args.mode in ("all", "train"):
-        jobs = [(replace(config, model_seed=seed), data, path) for seed, path in paths.items()]
-        common.side_by_side(train_and_save, jobs)
+        common.side_by_side(train_and_save, [(x, data, path_of(x, args.out_dir)) for x in configs])
     if args.mode in ("all", "analyze"):
-        for seed, path in paths.items():
-            model = load(path, {**typed, "model_seed": seed})
+        for config in configs:
+            path = path_of(config, args.out_dir)
+            model = load(path, {**typed, "model_seed": config.model_seed})
             data = load_data(folder, model.config) if folder.exists() else make_data(model.config)
             look_inside(model, data, path.parent)
 

@@ -9,7 +9,7 @@ import pickle
 import re
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,15 +17,6 @@ from pathlib import Path
 import torch
 
 CORES = torch.get_num_threads()  # those that we may use
-
-def check(config):
-    """UserError if a field is out of range."""
-    for name, x in asdict(config).items():
-        low = 1 if type(x) is int else 0
-        if type(x) in (int, float) and not low <= x < math.inf:  # nor nan
-            raise UserError(f"{name} {x}: type a number of {low} or more")
-    if config.d_model % (2 * config.n_head):
-        raise UserError("type a --d-model that is a multiple of twice --n-head")
 
 class UserError(ValueError):
     """Something the user can put right. The message says what is wrong and what to type."""
@@ -35,7 +26,7 @@ class UserError(ValueError):
 def write(path, save):
     """save(temporary) writes a file, which is then moved into place: it is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name("." + path.name)
     save(temporary)
     temporary.replace(path)
     print(path)
@@ -45,8 +36,38 @@ def save_json(path, *things):
     text = "".join(json.dumps(thing) + "\n" for thing in things)
     write(path, lambda temporary: temporary.write_bytes(text.encode()))
 
-def save_figure(path, fig):
-    write(path, lambda temporary: fig.savefig(temporary, format="png", dpi=200))
+def load_json(path):
+    """What a JSON file holds; of JSON Lines (.jsonl) a list."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".jsonl":  # one array, in which each record keeps its line
+        text = "[" + ",\n".join(text.splitlines()) + "]"
+    return json.loads(text)
+
+def load_records(folder, names, made_with, make, read):
+    """Return {name: [read(record), ...]} of files in a folder, JSON Lines or a JSON array each.
+
+    If there is no such folder, make() gives the records, which are written there. A folder that
+    exists is never written: whoever wants other data deletes it, or names another one.
+    """
+    path = folder / "settings.json"  # of a folder made here; your own has none
+    if not folder.exists():
+        for name, records in make().items():
+            save_json(folder / f"{name}.jsonl", *records)
+        save_json(path, made_with)
+    data, records = {}, []
+    try:
+        if path.exists() and load_json(path) != made_with:
+            raise UserError("made with other flags; type these, or another --data-dir")
+        for name in names:
+            path = folder / f"{name}.json"
+            if not path.exists():
+                path = folder / f"{name}.jsonl"
+            data[name] = records = []
+            for record in load_json(path):
+                records.append(read(record))
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path}, after {len(records)} records: {error}; see data/README.md") from None
+    return data
 
 def save_model(path, model):
     """Write config and weights, and both once more as a script for out/explorer.html."""
@@ -73,48 +94,6 @@ def load_model(path, Model, Config, typed):
     model.load_state_dict(saved["weights"])
     return model.eval()
 
-def load_json(path):
-    """What a JSON file holds; of JSON Lines (.jsonl) a list."""
-    try:
-        text = path.read_text("utf-8")
-        if path.suffix == ".jsonl":  # one array, in which each record keeps its line
-            text = "[" + ",\n".join(text.splitlines()) + "]"
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; put it right, or delete {path.parent}, which is then "
-                        "made again") from None
-
-def load_records(folder, names, made_with, make, read):
-    """Return {name: [read(record), ...]} of files in a folder, JSON Lines or a JSON array each.
-
-    If there is no such folder, make() gives the records, which are written there. A folder that
-    exists is never written: whoever wants other data deletes it, or names another one.
-    """
-    settings = folder / "settings.json"  # of a folder made here; your own has none
-    if not folder.exists():
-        for name, records in make().items():
-            save_json(folder / f"{name}.jsonl", *records)
-        save_json(settings, made_with)
-    if settings.exists() and load_json(settings) != made_with:
-        raise UserError(f"{folder} was made with other flags (see {settings}); type these, or "
-                        "another --data-dir")
-    data = {}
-    for name in names:
-        path = folder / f"{name}.json"
-        if not path.exists():
-            path = folder / f"{name}.jsonl"
-        data[name] = []
-        records = load_json(path)
-        if not records:
-            raise UserError(f"{path} holds no record")
-        for record in records:
-            try:
-                data[name].append(read(record))
-            except (UserError, LookupError, TypeError) as error:
-                raise UserError(f"{path}, record {len(data[name]) + 1} is not as data/README.md "
-                                f"has it: {error}") from None
-    return data
-
 # ---- Training ------------------------------------------------------------------------
 
 def adamw(model, config, beta2):
@@ -138,9 +117,7 @@ def side_by_side(function, jobs):
     pool = ProcessPoolExecutor(min(CORES, len(jobs)), spawn, prepare)
     began = time.time()
     try:
-        futures = [pool.submit(function, *job) for job in jobs]
-        for done, future in enumerate(as_completed(futures), 1):
-            future.result()
+        for done, _ in enumerate(pool.map(function, *zip(*jobs)), 1):
             rest = (time.time() - began) * (len(jobs) / done - 1)
             print(f"{done} of {len(jobs)} done, {rest:.0f} seconds to go", file=sys.stderr)
     finally:
@@ -149,17 +126,18 @@ def side_by_side(function, jobs):
 
 # ---- Figures and flags ---------------------------------------------------------------
 
-# Colours that everyone can tell apart (Okabe & Ito 2008).
-COLORS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]
-
 def subplots(rows=1, columns=1, height=3.5, **options):
     """Like plt.subplots, but 8 inches wide, and the same whatever the backend of the user."""
     from matplotlib.figure import Figure  # here: it takes half a second, and answers draw nothing
-    fig = Figure(figsize=(8, height), layout="constrained")
+    fig = Figure(figsize=(8, height), dpi=200, layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
 
-def draw_training(log, guess, title):
-    """Draw loss and accuracy over the steps; guess is the loss of guessing."""
+def save_training(path, model, log, guess, title):
+    """Write log and curves beside a model, and the model last: none is without its log.
+
+    guess is the loss of guessing.
+    """
+    save_json(path.with_name("training_log.json"), {"config": asdict(model.config), **log})
     fig, (left, right) = subplots(1, 2)
     fig.suptitle(title)
     steps = [row["step"] for row in log["history"]]
@@ -170,12 +148,7 @@ def draw_training(log, guess, title):
     left.legend()
     right.plot(steps, [100 * row["val_accuracy"] for row in log["history"]], "ko-")
     right.set(xlabel="training step", ylabel="right in validation (%)", ylim=(0, 103))
-    return fig
-
-def save_training(path, model, log, guess, title):
-    """Write log and curves beside a model, and the model last: none is without its log."""
-    save_json(path.with_name("training_log.json"), {"config": asdict(model.config), **log})
-    save_figure(path.with_name("training_curves.png"), draw_training(log, guess, title))
+    write(path.with_name("training_curves.png"), fig.savefig)
     save_model(path, model)
 
 def flags(Config, modes, doc):
@@ -197,16 +170,14 @@ def flags(Config, modes, doc):
              help=f"{comments[field.name]} (default: {field.default})")
     return parser
 
-def each(questions, answer):
-    """Call answer(text) for each. What is wrong with some of them is said after the others."""
-    wrong = []
-    for number, text in enumerate(questions, 1):
-        try:
-            answer(text)
-        except UserError as error:
-            wrong.append(f"question {number}: {error}")
-    if wrong:
-        raise UserError("; ".join(wrong))
+def check(config):
+    """UserError if a field is out of range."""
+    for name, x in asdict(config).items():
+        low = 1 if type(x) is int else 0
+        if type(x) in (int, float) and not low <= x < math.inf:  # nor nan
+            raise UserError(f"{name} {x}: type a number of {low} or more")
+    if config.d_model % (2 * config.n_head):
+        raise UserError("type a --d-model that is a multiple of twice --n-head")
 
 def run(main, parser, Config):
     """Call main(args, typed); typed are the fields of Config that were typed, {name: value}.
