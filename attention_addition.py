@@ -29,7 +29,7 @@ import random
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -226,9 +226,8 @@ class MultiHeadAttention(nn.Module):
         # sqrt(d) is for q and k of variance 1. Each is a sum of C products of the
         # input, which has it (LayerNorm), and a weight of variance 1/(3C) (nn.Linear):
         # 1/3. Doubled weights give 4/3.
-        with torch.no_grad():
-            self.query.weight.mul_(2)
-            self.key.weight.mul_(2)
+        self.query.weight.data *= 2
+        self.key.weight.data *= 2
         self.replace = {}  # {number of a head: what to put in the place of its output}
 
     def forward(self, x, memory, mask=None):
@@ -812,22 +811,20 @@ def ask(args, typed):
             common.write(path, draw_heads(model, a, b).savefig)
 
 def main(args, typed):
-    """Do what --mode says."""
+    """Do what --mode says, for one model seed."""
     if args.questions:
         return ask(args, typed)
     config = Config(**typed)
     folder = args.data_dir / "addition"
-    configs = [replace(config, model_seed=config.model_seed + i) for i in range(args.model_seeds)]
+    path = path_of(config, args.out_dir)
     if args.mode != "analyze":
         data = load_data(folder, config)
     if args.mode in ("all", "train"):
-        common.side_by_side(train_and_save, [(x, data, path_of(x, args.out_dir)) for x in configs])
+        train_and_save(config, data, path)
     if args.mode in ("all", "analyze"):
-        for config in configs:
-            path = path_of(config, args.out_dir)
-            model = load(path, {**typed, "model_seed": config.model_seed})
-            data = load_data(folder, model.config) if folder.exists() else make_data(model.config)
-            look_inside(model, data, path.parent)
+        model = load(path, typed)
+        data = load_data(folder, model.config) if folder.exists() else make_data(model.config)
+        look_inside(model, data, path.parent)
 
 MODES = ["all", "gendata", "train", "analyze", "infer"]
 

@@ -128,9 +128,10 @@ def side_by_side(function, jobs):
 
 def subplots(rows=1, columns=1, height=3.5, **options):
     """Like plt.subplots, but 8 inches wide, and the same whatever the backend of the user."""
-    from matplotlib.figure import Figure  # here: it takes half a second, and answers draw nothing
-    fig = Figure(figsize=(8, height), dpi=200, layout="constrained")
-    return fig, fig.subplots(rows, columns, **options)
+    from matplotlib import figure, style  # here: it takes half a second, and answers draw nothing
+    fig = figure.Figure(figsize=(8, height), dpi=200, layout="constrained")
+    with style.context("tableau-colorblind10"):
+        return fig, fig.subplots(rows, columns, **options)
 
 def save_training(path, model, log, guess, title):
     """Write log and curves beside a model, and the model last: none is without its log.
@@ -180,7 +181,7 @@ def check(config):
         raise UserError("type a --d-model that is a multiple of twice --n-head")
 
 def run(main, parser, Config):
-    """Call main(args, typed); typed are the fields of Config that were typed, {name: value}.
+    """Call main(args, typed) for each model seed; typed are the flags typed of Config.
 
     What the user can put right ends in one sentence and exit code 2.
     """
@@ -192,6 +193,9 @@ def run(main, parser, Config):
     prepare()
     try:
         main(args, typed)
+        for _ in range(args.model_seeds - 1):
+            typed["model_seed"] = typed.get("model_seed", 1) + 1
+            main(args, typed)
     except KeyboardInterrupt:
         parser.exit(130, "interrupted; all files are whole: type the same again\n")
     except (UserError, OSError, BrokenProcessPool) as error:

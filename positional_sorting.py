@@ -21,6 +21,7 @@ Shapes: B lists in a batch or N in all, T numbers in a list, C = d_model. Attent
 by step is section 2 of attention_addition.py.
 """
 import copy
+import itertools
 import math
 import random
 import re
@@ -71,11 +72,10 @@ class Config:
 # ---- 1. The task and its data --------------------------------------------------------
 # A list is sorted if no number is smaller than the one before it. A model trained on
 # shuffled lists alone can miss a single swap, so there are five kinds of unsorted
-# lists. Lists come in pairs, a sorted one and an unsorted one of the same numbers. A
-# model that does not see their order is right on exactly one of the two.
-#
-# Among 256 sorted numbers from 0 to 99 nearly all neighbours are equal or one apart. So
-# that short lists have such neighbours too, half of them are from a narrow range.
+# lists. Lists come in pairs, a sorted one and an unsorted one of the same numbers: who
+# does not see their order is right on exactly one of the two. Among 256 sorted numbers
+# from 0 to 99 nearly all neighbours are equal or one apart. So that short lists have
+# such neighbours too, half of them are from a narrow range.
 
 N_NUMBERS = 100  # the numbers 0 to 99 are tokens 0 to 99
 PAD = 100        # fills up short lists
@@ -123,7 +123,7 @@ def to_data(lists, kinds):
     """What is called data below: the lists (N, T), and the kind of each."""
     if "sorted" not in kinds or set(kinds) == {"sorted"}:
         raise UserError("expected at least one sorted and one unsorted list in each file")
-    return pad(lists), kinds
+    return pad(lists), np.array(kinds)
 
 def draw_data(rng, n, lengths, seen):
     """Draw n lists, in pairs of a sorted and an unsorted one, the kinds in turn."""
@@ -139,8 +139,7 @@ def draw_data(rng, n, lengths, seen):
 
 def make_data(config):
     """Draw all data: {"train": (lists, kinds), "extrapolation/32": ..., ...}."""
-    # Position 15 occurs in lists of 16 numbers only, so half of the training lists have
-    # 16.
+    # Half of the training lists have 16 numbers, since no others have a position 15.
     sets = [("test", config.n_test, LENGTHS, 0), ("val", config.n_val, LENGTHS, 1),
             ("train", config.n_train, LENGTHS[:-1] + 8 * LENGTHS[-1:], 2)]
     for length in LONG:
@@ -156,8 +155,8 @@ def to_records(lists, kinds):
     records = []
     for x, kind in zip(lists, kinds):
         x = x[x != PAD].tolist()
-        is_sorted = int(kind == "sorted")
-        records.append({"sequence": x, "is_sorted": is_sorted, "length": len(x), "kind": kind})
+        records.append({"sequence": x, "is_sorted": int(kind == "sorted"),
+                        "length": len(x), "kind": kind})
     return records
 
 def check_numbers(x, config):
@@ -175,12 +174,11 @@ def load_data(folder, names, config):
         x = record["sequence"]
         check_numbers(x, config)
         is_sorted = x == sorted(x)
-        if [record["is_sorted"], record["length"]] != [is_sorted, len(x)]:
-            raise UserError("is_sorted or length is wrong")
-        if is_sorted:
-            return x, "sorted"
-        kind = record.get("kind")  # your own data need none
-        return x, "unsorted" if kind in (None, "sorted") else kind
+        kind = record.get("kind", "sorted" if is_sorted else "unsorted")  # yours need none
+        given = record["is_sorted"], record["length"], kind == "sorted"
+        if given != (is_sorted, len(x), is_sorted):
+            raise UserError("is_sorted, length or kind is wrong")
+        return x, kind
     files = common.load_records(folder, names, made_with, make, read)
     return {name: to_data(*zip(*records)) for name, records in files.items()}
 
@@ -238,7 +236,6 @@ def sinusoids(position, d_model):
 #     k = W_k waves(j)     W_k: leave as it is
 # Then the score q k^T, a sum of cosines, is largest for j = i - 1, at any i, in
 # training or beyond. But the waves are also in the values and in the residual stream.
-# Section 7b tests these apart from the scores.
 
 class Sinusoidal(Encoding):
     """Fixed waves, added to the embedded numbers."""
@@ -249,8 +246,7 @@ class Learned(Encoding):
     """A trained vector per position, at first as large as the waves."""
     def __init__(self, config):
         super().__init__(config)
-        rows = torch.randn(config.max_len, config.d_model) / math.sqrt(2)
-        self.table = nn.Parameter(rows)
+        self.table = nn.Parameter(torch.randn(config.max_len, config.d_model) / math.sqrt(2))
 
     def embed(self, x, position):
         return x + self.table[position]
@@ -274,8 +270,7 @@ class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the scores.
 
     As in the paper, slopes fall by 2^(-8 / n_head) from head to head, but they start at
-    4, not 1/4. Four heads multiply the weight of a key one step further by 0.02, 0.37,
-    0.78 and 0.94.
+    4, not 1/4: the weight of a key one step further is 0.02, 0.37, 0.78 and 0.94 times.
     """
     def bias(self, scores, position):
         n_head = self.config.n_head
@@ -287,10 +282,9 @@ ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned, "ro
              "alibi": Alibi}
 
 # ---- 3. Attention and the model ------------------------------------------------------
-# The attention of attention_addition.py, with three more lines for the encoding. By
-# default the model has one block, four heads and 32 channels. With max pooling one
-# hidden state can say "unsorted", however long the list is, but so can one false alarm.
-# A mean would dilute one misplaced number among 256.
+# The attention of attention_addition.py, with three more lines for the encoding. With
+# max pooling one hidden state can say "unsorted", however long the list is, but so can
+# one false alarm. A mean would dilute one misplaced number among 256.
 
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(d_head)) v in each head (Vaswani et al. 2017)."""
@@ -301,9 +295,8 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        with torch.no_grad():  # q and k then have a variance of about 1 at first
-            self.query.weight.mul_(2)
-            self.key.weight.mul_(2)
+        self.query.weight.data *= 2  # q and k then have a variance of about 1 at first
+        self.key.weight.data *= 2
 
     def forward(self, x, mask, encoding, position):
         """x (B, T, C) -> (B, T, C); mask (B, 1, T, T): True where x may attend."""
@@ -345,27 +338,20 @@ class SortednessEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.1)  # small, so positions stand out
         self.encoding = ENCODINGS[config.pe](config)  # last: other weights are alike for all
 
-    def hidden_states(self, x, start=0, encoding=None):
-        """x (B, T) at positions start, start + 1, ... -> (B, T, C)."""
+    def forward(self, x, start=0, encoding=None):
+        """x (B, T) at positions start, start + 1, ... -> logits (B,). start: a number or (B, 1)."""
         encoding = encoding or self.encoding                   # section 7 gives others
         order = torch.arange(x.shape[1])                       # (T,)
-        position = start + order                               # (T,), or (B, T) of start (B, 1)
-        mask = (x != PAD)[:, None, None, :]                    # (B, 1, 1, T): no padding
+        position = start + order                               # (T,) or (B, T)
+        present = x != PAD                                     # (B, T)
+        mask = present[:, None, None, :]                       # (B, 1, 1, T): no padding
         if self.config.causal:
             mask = mask & (order <= order[:, None])            # (B, 1, T, T): nothing later
         h = encoding.embed(self.token_embedding(x), position)  # (B, T, C)
         for block in self.blocks:
             h = block(h, mask, encoding, position)
-        return self.norm(h)
-
-    def classify(self, h, present):
-        """Pool the hidden states (B, T, C) of numbers present (B, T): logits (B,)."""
-        h = h.masked_fill(~present[..., None], -math.inf)
+        h = self.norm(h).masked_fill(~present[..., None], -math.inf)
         return self.to_logit(h.amax(dim=1)).squeeze(-1)        # (B, T, C) -> (B, C) -> (B,)
-
-    def forward(self, x, start=0, encoding=None):
-        """x (B, T) -> logits (B,)."""
-        return self.classify(self.hidden_states(x, start, encoding), x != PAD)
 
 # ---- 4. Scoring ----------------------------------------------------------------------
 # A model that calls everything unsorted is right on all unsorted lists. So recall, the
@@ -382,9 +368,10 @@ def predict(model, lists, start=0, encoding=None):
     with ThreadPoolExecutor(common.CORES) as pool:
         return torch.cat(list(pool.map(logits_of, lists.split(size))))
 
-def score(logits, kinds):
-    """{"loss", "accuracy" (balanced), "recall": {"sorted": 0.99, ...}}."""
-    kinds = np.array(kinds)
+def evaluate(model, data, start=0, encoding=None):
+    """{"loss", "accuracy" (balanced), "recall": {"sorted": 0.99, ...}} on data (lists, kinds)."""
+    lists, kinds = data
+    logits = predict(model, lists, start, encoding)
     is_sorted = torch.tensor(kinds == "sorted")
     loss = F.binary_cross_entropy_with_logits(logits, is_sorted.float()).item()
     right = ((logits > 0) == is_sorted).double()
@@ -393,11 +380,6 @@ def score(logits, kinds):
         recall[kind] = right[kinds == kind].mean().item()
     unsorted = mean(recall[kind] for kind in recall if kind != "sorted")
     return {"loss": loss, "accuracy": (recall["sorted"] + unsorted) / 2, "recall": recall}
-
-def evaluate(model, data, start=0, encoding=None):
-    """The scores of a model on data (lists, kinds)."""
-    lists, kinds = data
-    return score(predict(model, lists, start, encoding), kinds)
 
 def solve(model, lists):
     """The probability that each list is sorted, as the model has it."""
@@ -411,7 +393,6 @@ def solve(model, lists):
 # al. 2021, SHAPE). A list stays sorted, or unsorted, if the same amount is added to all
 # of its numbers. So we add a random amount at each use (data augmentation). The
 # learning rate rises in a warm-up, since AdamW's means rest on few gradients at first.
-# Then it falls to 0.
 
 LAST_START = 105  # with --random-start: no list goes beyond position 120
 TRAINED = 120
@@ -435,7 +416,7 @@ def learning_rate(step, config):
 def train(config, data):
     """Train a model. Return it, with the weights best in validation, and its log."""
     lists, kinds = data["train"]
-    target = torch.tensor([float(kind == "sorted") for kind in kinds])  # (N,)
+    target = torch.tensor(kinds == "sorted").float()     # (N,)
     torch.manual_seed(config.model_seed)
     model = SortednessEncoder(config)
     optimizer = common.adamw(model, config, beta2=0.98)
@@ -472,17 +453,16 @@ def train(config, data):
         # ten times, and at the end: validate, and keep the best weights
         if step % every == 0 or step == config.steps:
             scores = evaluate(model, data["val"])
-            row = {"step": step, "train_loss": mean(losses[-every:]),
-                   "val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
-            print(f"{name_of(config)}, seed {config.model_seed}, step {step} | "
-                  f"train loss {row['train_loss']:.4f} | val loss {row['val_loss']:.4f} | "
-                  f"val accuracy {row['val_accuracy']:.2%}", file=sys.stderr)
-            if not math.isfinite(row["train_loss"] + row["val_loss"]):
+            loss, accuracy = scores["loss"], scores["accuracy"]
+            train_loss = mean(losses[-every:])
+            if not math.isfinite(train_loss + loss):
                 raise UserError(f"the loss is not finite at step {step}; type a smaller --lr")
-            history.append(row)
-            rank = (scores["accuracy"], -scores["loss"])
-            if best is None or rank > best:
-                best = rank
+            history.append({"step": step, "train_loss": train_loss, "val_loss": loss,
+                            "val_accuracy": accuracy})
+            print(f"{name_of(config)}, seed {config.model_seed} | step {step} | loss "
+                  f"{train_loss:.3g} | val {loss:.3g}, right {accuracy:.1%}", file=sys.stderr)
+            if best is None or (accuracy, -loss) > best:
+                best = (accuracy, -loss)
                 weights = copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
     return model.eval(), {"history": history, "losses": losses}
@@ -511,20 +491,9 @@ def name_of(config):
 #     alibi       84-85          81-82  72-80  100                100    100
 #
 # ALiBi without a mask cannot be right on all: its bias depends on |i - j|, and pooling
-# ignores the order, so a list and its mirror image get the same answer. (Why it misses
-# many adjacent swaps too, we did not test.)
-#
-# Result (tests.tables: mirror): ALiBi without a mask, recall in percent, 8-16 numbers
-#     sorted  adjacent swap  random swap  swaps   shuffled  reversed
-#     95-96   72-76          90-94        98-100  99-100    4-6
-#
-# A caveat: ALiBi's slopes were chosen by results on this task, in an earlier version
-# on long lists too. With those of the paper (--slope 0.25) it is nearly as good:
-#
-# Result (tests.tables: slopes): percent right with a causal mask, 5 model seeds
-#     first slope         8-16  32   256
-#     4, of this task     100   100  100
-#     0.25, of the paper  100   100  97-99
+# ignores the order, so a list and its mirror image get the same answer (of reversed
+# lists 4 to 6% are right). With the paper's slopes (--slope 0.25), not chosen for this
+# task, ALiBi with a mask is right on 97 to 99% at 256.
 
 def extrapolate(models, data, out):
     """--mode extrapolate: test models {setting: model} on {length: data}."""
@@ -534,32 +503,26 @@ def extrapolate(models, data, out):
         for length, lists in data.items():
             results[name][length] = evaluate(model, lists)
             print(f"{name}, {length} numbers: {results[name][length]['accuracy']:.1%}")
-    common.save_json(out / "extrapolation_results.json", results)
-    common.save_figure(out / "extrapolation_curves.png", draw_lengths(results))
+    common.save_json(out / "extrapolation/extrapolation_results.json", results)
+    common.write(out / "extrapolation/extrapolation_curves.png", draw_lengths(results).savefig)
 
 def draw_lengths(results):
     """Draw the accuracy against the length, without and with a causal mask."""
-    panels = {}
-    for name in results:
+    fig, axes = common.subplots(1, 2, 4.5)
+    for (name, row), marker in zip(results.items(), itertools.cycle("osv^D")):
+        ax = axes[1] if "causal" in name else axes[0]
+        percent = [100 * scores["accuracy"] for scores in row.values()]
         if "random" not in name or len(results) == 1:  # those are of section 7
-            mask = "causal mask" if "causal" in name else "no mask"
-            panels.setdefault(mask, []).append(name)
-    fig, axes = common.subplots(1, len(panels), 4.5, squeeze=False)
-    for ax, (title, names) in zip(axes[0], panels.items()):
-        for name, color, marker in zip(names, common.COLORS, "osv^DP*"):
-            percent = [100 * scores["accuracy"] for scores in results[name].values()]
-            label = name.replace("-causal", "")
-            ax.plot(list(results[name]), percent, color=color, marker=marker, label=label)
-        ax.axvspan(-0.5, 1.5, color="0.88")
+            ax.plot(list(row), percent, marker=marker, label=name.replace("-causal", ""))
+    for ax, title in zip(axes, ("no mask", "causal mask")):
+        ax.axvspan(-0.5, 1.5, color="0.93")
         ax.axhline(50, color="black", linestyle="dotted")
         ax.set(title=title, ylim=(44, 103), xlabel="numbers in the list (grey: as in training)",
                ylabel="balanced accuracy (%); dotted: chance")
+        ax.legend(loc="center left", fontsize="small")
     best = max(results, key=lambda name: results[name]["256"]["accuracy"])
-    accuracy = results[best]["256"]["accuracy"]
-    found = f"{best} is right on {accuracy:.0%}" if accuracy >= 0.6 else "all are near chance"
-    fig.suptitle(f"Trained on 8 to 16 numbers: at 256 {found} (one model seed)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, ncols=5, loc="outside lower center")
+    fig.suptitle("Trained on 8 to 16 numbers. Best on 256 with one model seed: "
+                 f"{best}, {results[best]['256']['accuracy']:.0%}")
     return fig
 
 # ---- 7. Why --------------------------------------------------------------------------
@@ -570,13 +533,12 @@ def draw_table(model):
     """Draw how far training turned each row of the table."""
     torch.manual_seed(model.config.model_seed)  # as in train(), so the same rows are drawn again
     initial = SortednessEncoder(model.config).encoding.table
-    cosine = F.cosine_similarity(model.encoding.table, initial, dim=1).detach()
+    cosine = F.cosine_similarity(model.encoding.table, initial, dim=1).detach()[:48]
     fig, ax = common.subplots()
-    ax.plot(cosine[:48].clamp(max=1).acos().rad2deg(), "o")
+    ax.plot(cosine.clamp(max=1).acos().rad2deg(), "o")
     ax.axvline(LENGTHS[-1] - 0.5, color="black")
     ax.set(title=f"Training turns rows 0 to 15 only (model seed {model.config.model_seed})",
-           xlabel="position, the first 48 (line: end of training)",
-           ylabel="angle to initial row (degrees)")
+           xlabel="position (line: end of training)", ylabel="angle to initial row (degrees)")
     return fig
 
 # An experiment is an encoding too: a copy with one method changed, on the same weights.
@@ -588,10 +550,10 @@ def changed(encoding, **methods):
     return other
 
 # 7b. Which part of a sinusoidal encoding fails?
-# These models have no mask, so order comes from positions alone. They have one head,
-# since with four some did not learn the task in trials, and 6,000 steps. Training lists
-# start at 0 to 105 and reach position 120. Then lists of 16 start anywhere: positions
-# are new, distances are not.
+# These models have no mask, so order comes from positions alone, one head (with four
+# some did not learn the task in trials) and 6,000 steps. Training lists start at 0 to
+# 105 and reach position 120. Then lists of 16 start anywhere: positions are new,
+# distances are not.
 #
 # Within 120 positions the four fast waves, of periods 6 to 35, make three turns or
 # more. Of the twelve slow ones ten, of periods 199 and more, make less than one: beyond
@@ -600,9 +562,8 @@ def changed(encoding, **methods):
 # with the slow ones, so the cut is at two turns.)
 #
 # In one list slow waves can start at one position (rows of the grid) and fast ones at
-# another (columns). If only slow waves fail, the last three rows fail. If only fast
-# ones do, the last three columns fail. If unseen pairs do, all cells off the diagonal
-# fail.
+# another (columns). If only slow waves fail, the last three rows fail; if only fast
+# ones do, the last three columns; if unseen pairs do, all cells off the diagonal.
 #
 # Result (tests.tables: waves): percent right of lists of 16, ranges over 5 model seeds
 #                      fast from 0  50      100     200     1,000   5,000
@@ -614,27 +575,7 @@ def changed(encoding, **methods):
 #     slow from 5,000  58-68        57-74   57-64   53-65   58-70   58-73
 #
 # Slow waves fail, fast ones do not: 90 to 100% are right wherever slow waves start
-# within training, 50 to 89% beyond, whatever the fast ones do. A learned table with the
-# same training is right where its rows were trained, and at chance beyond:
-#
-# Result (tests.tables: starts): percent right of lists of 16, by their start
-#     start  0      50     100    200
-#     right  89-94  89-97  90-94  48-50
-#
-# Do the scores hold beyond training, as the argument with W_q and W_k says? At start
-# 1,000 the slow waves are moved back to 50 for the attention weights alone, for the
-# rest (the values and the residual stream) alone, or for both.
-#
-# Result (tests.tables: parts): by where slow waves are, ranges over 5 model seeds
-#     for the weights  for the rest  right, %  weight of the neighbour, %
-#     beyond           beyond        56-71     80-94
-#     beyond           within        83-100    80-94
-#     within           beyond        52-71     92-97
-#     within           within        100       92-97
-#
-# Largely they do: the neighbour keeps 80 to 94% of the attention weight. With weights
-# from beyond and the rest within 83 to 100% are right, the other way round 52 to 71%.
-# What fails beyond training is mainly what slow waves do in the rest.
+# within training, 50 to 89% beyond, whatever the fast ones do.
 
 ONE_HEAD = {"n_head": 1, "steps": 6000}  # with --random-start
 STARTS = [0, 50, 100, 200, 1000, 5000]
@@ -656,35 +597,20 @@ def measure_waves(model, data):
         grid.append([evaluate(model, data, start, encoding)["accuracy"] for start in STARTS])
     return grid
 
-def draw_grid(grid, rows, columns, title, xlabel, ylabel):
-    """Draw accuracies as a heatmap with numbers."""
+def draw_waves(grid, seed):
+    """Draw the accuracies of measure_waves() as a heatmap with numbers."""
     fig, ax = common.subplots()
     ax.imshow(grid, vmin=0.5, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(grid):
         color = "black" if value > 0.75 else "white"
         ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=color)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.set_yticks(range(len(STARTS)), STARTS)
+    ax.set_xticks(range(len(STARTS)), STARTS)
+    ax.set(title=f"Lists of 16: {np.mean(grid[:3]):.0%} right if slow waves start within training, "
+           f"{np.mean(grid[3:]):.0%} if beyond\n(sinusoidal, no mask, model seed {seed})",
+           xlabel="fast waves from position",
+           ylabel="slow waves from position\n(training: 0 to 120)")
     return fig
-
-@torch.inference_mode()
-def measure_parts(model, data):
-    """Accuracies with slow waves mixed, and the mean weight of the neighbour."""
-    lists, kinds = data
-    within = slow_waves_at(model.encoding, 50 + torch.arange(LENGTHS[-1]))
-    encodings = {"beyond": model.encoding, "within": within}
-    found = {}
-    for name, encoding in encodings.items():
-        model(lists, 1000, encoding)
-        weights = model.blocks[0].attention.weights                      # (N, n_head, T, T)
-        neighbours = [weights.diagonal(k, 2, 3).mean().item() for k in (-1, 1)]
-        found[f"weight of the neighbour, {name}"] = max(neighbours)
-        for rest, other in encodings.items():
-            mixed = changed(other, bias=lambda *_: weights.log())        # softmax(log w) = w
-            scores = score(model(lists, 1000, mixed), kinds)
-            found[f"weights {name}, rest {rest}"] = scores["accuracy"]
-    return found
 
 # 7c. A list of 256 without a mask: what is new, and what if it is taken away?
 # The models of 7b again, not trained further. A long list brings new positions, where
@@ -703,55 +629,26 @@ def measure_parts(model, data):
 #     learned     as it is    87-93   89-93  51-87   50-51   50      50
 #     learned     window      86-92   89-94  88-93   87-93   50-72   50
 #
-# Only both together are enough. With the window the learned table is right as far as
-# its rows are trained, position 120. Ten fresh models show the same. The second row
-# leaves out one that learned its task less well (96% of lists of 16):
+# Only both together are enough. Ten fresh models show the same. The second row leaves
+# out one that learned its task less well (96% of lists of 16):
 #
 # Result (tests.tables: fresh): grid of 7b, and lists (python -m tests.confirm sorter)
 #     models  slow within  beyond  16      256 as it is  256 window  256 kept  256 both
 #     10      93-100       50-94   96-100  50            51-97       50        93-100
 #     9       93-100       50-94   100     50            51-97       50        100
 #
-# Result (tests.tables: far): far beyond, 100 lists of 1,024 and 20 of 4,096 a seed
-#     encoding       experiment  1,024   4,096
-#     sinusoidal     window      50-67   50
-#     sinusoidal     both        98-100  100
-#     alibi, causal  as it is    100     100
-#
-# The window also leaves fewer keys. Does it help by that? On lists of 64, whose
-# positions are all trained, let numbers also attend to those at one more distance. That
-# is two more keys, whatever the distance:
-#
-# Result (tests.tables: distances): percent right of ten fresh models, how many below 90
-#     also at  none    16      17      18      19      20      22      24      30
-#     right    94-100  91-100  71-100  50-100  70-100  77-100  86-100  78-100  57-100
-#     < 90%    0       0       3       4       3       1       1       1       5
-#
-# Two keys 16 places away leave all models above 90%, two keys 18 or 30 places away do
-# not. Which distances do harm depends on the model. So a new distance does harm by
-# itself. (Whether many more keys would, at harmless distances, we did not test.)
-#
 # So why does a sinusoidal encoding extrapolate while a learned one fails? As it is,
-# neither does: both are at chance at 256. But fast waves work at any position tested.
-# With the window, and slow waves kept as in training, the five models are right on 98
-# to 100% at all lengths. A table has only untrained rows beyond 120, which say nothing
-# about order.
+# neither does: both are at chance at 256. But fast waves work at any position tested,
+# and slow ones can be kept as in training. A table has only untrained rows beyond 120,
+# so with the window it is right that far and no further. (The window also leaves fewer
+# keys; whether it helps by that, we did not test.)
 
-def window(encoding, also=0):
-    """The encoding, but a number attends only to those less than 16, or `also`, places away."""
+def window(encoding):
+    """The encoding, but a number attends only to those less than 16 places away."""
     def bias(scores, position):
-        distance = (position[:, None] - position).abs()                # (T, T)
-        hidden = (distance >= LENGTHS[-1]) & (distance != also)
+        hidden = (position[:, None] - position).abs() >= LENGTHS[-1]   # (T, T)
         return encoding.bias(scores, position).masked_fill(hidden, -math.inf)
     return changed(encoding, bias=bias)
-
-def measure_distances(model, data):
-    """{distance: accuracy} with the window, and numbers at one more distance; 0: the window."""
-    found = {}
-    for distance in (0, 16, 17, 18, 19, 20, 22, 24, 30):
-        encoding = window(model.encoding, distance)
-        found[distance] = evaluate(model, data, 0, encoding)["accuracy"]
-    return found
 
 def kept(encoding):
     """The encoding, but all slow waves have the values of position 50."""
@@ -774,46 +671,24 @@ def measure(model, data, experiments):
     return table
 
 # 7d. And with a causal mask?
-# Here order can come from the mask alone. No new position: all numbers after the
-# sixteenth are embedded as at position 15. Window: no new distance, and no more keys
-# than in training. Twice: all scores are doubled.
+# Here order can come from the mask alone. The window leaves no new distance, and no more
+# keys than in training. Log n is for the number of keys alone: a key whose score is s
+# above n - 1 equal others has the weight e^s / (e^s + n - 1), which falls as n grows
+# (dilution). Scores times log n / log 16, for n > 16 keys (Chen et al. 2025), grow as
+# fast as n: e^s becomes n^(s / log 16).
 #
-# Log n: a key whose score is s above n - 1 equal others has the weight e^s / (e^s + n -
-# 1), which falls as n grows (dilution). Scores times log n / log 16, for n > 16 keys
-# (Chen et al. 2025), grow as fast as n: e^s becomes n^(s / log 16).
-#
-# Result (tests.tables: causal): percent right, ranges over 5 model seeds
+# Result (tests.tables: causal): percent right with a causal mask, 5 model seeds
 #     encoding    experiment       8-16    256
 #     none        as it is         100     88-97
 #     none        window           100     100
 #     none        log n            100     100
-#     none        twice            100     93-100
-#     sinusoidal  as it is         100     50
-#     sinusoidal  no new position  100     76-91
-#     learned     as it is         99-100  50
-#     learned     no new position  99-100  62-78
 #     rope        as it is         100     50-52
 #     rope        window           100     100
 #     rope        log n            100     50-52
 #
-# Without encoding the softmax is too flat for many keys: the window, log n and, in four
-# of five seeds, doubled scores bring it back. In sinusoidal and learned models new
-# positions are part of what fails; the rest we did not separate. RoPE comes back with
-# the window, not with log n, so distances are likelier than the number of keys. As in
-# 7c, let the window have one more key, at one more distance. It does harm from 20 on:
-#
-# Result (tests.tables: rope): percent right of lists of 64, model seed 1
-#     also at  none  16   17   18   19  20  22  24  30
-#     right    100   100  100  100  98  97  97  92  80
-#
-# ALiBi gives far keys a small weight by construction; whether this is what helps it, we
-# did not test.
-
-def no_new_position(encoding):
-    """The encoding, but all numbers after the sixteenth have its position."""
-    def embed(x, position):
-        return encoding.embed(x, position.clamp(max=LENGTHS[-1] - 1))
-    return changed(encoding, embed=embed)
+# Without encoding dilution explains the loss. RoPE comes back with the window, not with
+# log n, so distances are likelier. ALiBi gives far keys a small weight by construction;
+# whether this is what helps it, we did not test.
 
 def log_n(encoding):
     """The encoding, but scores grow with log n if a query sees n keys (causal mask)."""
@@ -822,31 +697,18 @@ def log_n(encoding):
         return encoding.bias(scores * (n.log() / math.log(16)).clamp(min=1), position)
     return changed(encoding, bias=bias)
 
-def twice(encoding):
-    """The encoding, but scores are doubled."""
-    return changed(encoding, bias=lambda scores, position: encoding.bias(2 * scores, position))
-
-CAUSAL = {"none": [window, log_n, twice], "sinusoidal": [no_new_position],
-          "learned": [no_new_position], "rope": [window, log_n]}
-
 # 7e. How does ALiBi with a causal mask do it?
-# Hypothesis: in 3 5 9 7 (1) the 7 attends to the larger 9 before it; (2) so its final
-# hidden state says "unsorted"; (3) max pooling passes that on, however long the list.
-# The lists have two neighbours swapped, so 9 7 is the only pair in the wrong order.
-#
-# (1) Hide the 9 from the 7 in all heads: the answer should turn to "sorted". Control:
-# hide the 5 instead. (2, 3) Activation patching: in 3 5 7 9 replace the final state of
-# this place by that of the 7 in 3 5 9 7: the answer should turn to "unsorted". Control:
-# replace all the others.
+# Hypothesis: in 3 5 9 7 the 7 attends to the larger 9 before it, and so says "unsorted".
+# In lists with two neighbours swapped 9 7 is the only pair in the wrong order. Hide the
+# 9 from the 7 in all heads: the answer should turn to "sorted". Control: hide the 5.
+# It is as the hypothesis says, and without encoding too:
 #
 # Result (tests.tables: swaps): percent of answers that turn, ranges over 5 model seeds
-#     encoding  numbers  larger hidden  other hidden  state copied  others copied
-#     alibi     16       100            0             100           0
-#     alibi     256      100            0             100           0
-#     none      16       100            0             100           0
-#     none      256      100            0             100           0
-#
-# As the hypothesis says. The model without encoding works the same way.
+#     encoding  numbers  larger hidden  other hidden
+#     alibi     16       100            0
+#     alibi     256      100            0
+#     none      16       100            0
+#     none      256      100            0
 
 def hide(encoding, query, key):
     """The encoding, but in list b query[b] cannot attend to key[b]."""
@@ -858,24 +720,18 @@ def hide(encoding, query, key):
 
 @torch.inference_mode()
 def inspect_swaps(model, data):
-    """{experiment: the fraction of right answers that it turns}; with two numbers before."""
+    """{what is hidden: the fraction of right answers that turn}."""
     lists, kinds = data
-    swapped = lists[np.array(kinds) == "adjacent_swap"]                        # (M, T)
-    clean = swapped.sort(dim=1).values
-    place = (swapped.diff(dim=1) < 0).int().argmax(dim=1) + 1                  # (M,), of the 7
-    here = torch.arange(len(place)), place
-    states, others = model.hidden_states(clean), model.hidden_states(swapped)  # (M, T, C)
-    states[here], others[here] = others[here], states[here]
-    larger_hidden = model(swapped, 0, hide(model.encoding, place, place - 1))  # (M,)
-    other_hidden = model(swapped, 0, hide(model.encoding, place, place - 2))
-    turned = {"larger hidden": larger_hidden > 0,
-              "other hidden": other_hidden > 0,
-              "its state copied": model.classify(states, clean != PAD) <= 0,
-              "all others copied": model.classify(others, clean != PAD) <= 0}
-    usable = (model(clean) > 0) & (model(swapped) <= 0) & (place >= 2)
-    if not usable.any():
-        return {}
-    return {name: answers[usable].double().mean().item() for name, answers in turned.items()}
+    swapped = lists[kinds == "adjacent_swap"]                     # (M, T)
+    place = swapped.diff(dim=1).argmin(dim=1) + 1                 # (M,), of the 7
+    right = (model(swapped) <= 0) & (model(swapped.sort(dim=1).values) > 0)
+    usable = right & (place >= 2)                                 # two numbers are before it
+    turned = {}
+    for name, key in (("larger hidden", place - 1), ("other hidden", place - 2)):
+        logits = model(swapped, 0, hide(model.encoding, place, key))
+        if usable.any():
+            turned[name] = (logits > 0)[usable].double().mean().item()
+    return turned
 
 def draw_heads(model, numbers):
     """Draw the attention weights of the heads on one list."""
@@ -884,8 +740,8 @@ def draw_heads(model, numbers):
     fig, axes = common.subplots(1, len(weights), 2.8, squeeze=False)
     fig.suptitle(f"{name_of(model.config)}, model seed {model.config.model_seed}: "
                  "attention weights (0 white to 1 blue)")
-    for h, (ax, grid) in enumerate(zip(axes[0], weights)):
-        ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for h, ax in enumerate(axes[0]):
+        ax.imshow(weights[h], vmin=0, vmax=1, cmap="Blues", aspect="auto")
         ax.set_xticks(range(len(numbers)), numbers)
         ax.set_yticks(range(len(numbers)), numbers)
         ax.set(title=f"head {h}", xlabel="key", ylabel="query")
@@ -930,89 +786,68 @@ def ask(args, typed):
     if others:  # no setting is typed
         config = replace(config, pe="alibi", causal=True)
     path = args.model or path_of(config, args.out_dir)
-    if not (args.model or path.exists()):
+    if not path.exists() and not args.model:
         path = path_of(config, Path("out/reference"))
     print(f"model: {path}", file=sys.stderr)
     model = load(path, typed)
-    def answer(text):
-        words = re.sub(r"[\[\],]", " ", text).split()
+    for text in args.questions:
+        words = re.findall(r"[^\s,\[\]]+", text)
         numbers = [int(word) if word.isdecimal() else word for word in words]
         (p,) = solve(model, [numbers])
         said = f"sorted {p:.3f}" if p > 0.5 else f"unsorted {1 - p:.3f}"
-        print(f"{text}: {said}" if len(args.questions) > 1 else said)
+        print(f"{text}: {said}")
         if args.mode == "analyze":
-            path = args.out_dir / "sorting/analysis" / f"{'-'.join(words)[:60]}.png"
-            common.save_figure(path, draw_heads(model, numbers))
-    common.each(args.questions, answer)
+            path = args.out_dir / f"sorting/analysis/{'-'.join(words)[:60]}.png"
+            common.write(path, draw_heads(model, numbers).savefig)
 
 def analyze(models, data, out):
     """--mode analyze: the experiments of section 7, on 500 lists of each length."""
     data = {n: (lists[:500], kinds[:500]) for n, (lists, kinds) in data.items()}
-    far = {"1024": draw_data(random.Random(1), 100, [1024], set()),
-           "4096": draw_data(random.Random(2), 20, [4096], set())}
-    sinusoidal, learned = models["sinusoidal-random-start"], models["learned-random-start"]
+    sinusoidal = models["sinusoidal-random-start"]
     waves = measure_waves(sinusoidal, data["16"])
-    long = measure(sinusoidal, data, [as_it_is, window, kept, both])
-    found = {"waves": waves, "parts": measure_parts(sinusoidal, data["16"]),
-             "distances": measure_distances(sinusoidal, data["64"]),
-             "starts": [evaluate(learned, data["16"], x)["accuracy"] for x in STARTS[:4]],
-             "sinusoidal": long, "learned": measure(learned, data, [window]),
-             "far": measure(sinusoidal, far, [window, both]),
-             "far, alibi": measure(models["alibi-causal"], far, [as_it_is])}
-    for pe, experiments in CAUSAL.items():
-        found[f"{pe}-causal"] = measure(models[f"{pe}-causal"], data, experiments)
-    found["distances, rope"] = measure_distances(models["rope-causal"], data["64"])
-    for pe in ("none", "alibi"):
+    found = {"waves": waves,
+             "sinusoidal": measure(sinusoidal, data, [as_it_is, window, kept, both]),
+             "learned": measure(models["learned-random-start"], data, [window])}
+    for pe in ("none", "rope"):
+        found[f"{pe}-causal"] = measure(models[f"{pe}-causal"], data, [window, log_n])
+    for pe in ("alibi", "none"):
         model = models[f"{pe}-causal"]
         found[f"swaps, {pe}"] = {n: inspect_swaps(model, data[n]) for n in ("16", "256")}
-    common.save_json(out / "analysis.json", found)
-    which = f"(sinusoidal, no mask, model seed {sinusoidal.config.model_seed})"
-    grid = np.array(waves)
-    title = (f"Lists of 16: {grid[:3].mean():.0%} right if slow waves start within training, "
-             f"{grid[3:].mean():.0%} if beyond\n{which}")
-    fig = draw_grid(grid, STARTS, STARTS, title, "fast waves from position",
-                    "slow waves from position\n(training: 0 to 120)")
-    common.save_figure(out / "waves.png", fig)
-    title = (f"256 numbers: {long['as_it_is']['256']:.0%} right as it is, "
-             f"{long['both']['256']:.0%} with both experiments\n{which}")
-    grid = [list(row.values()) for row in long.values()]
-    names = [name.replace("_", " ") for name in long]
-    fig = draw_grid(grid, names, list(data), title, "numbers in the list", "experiment")
-    common.save_figure(out / "long.png", fig)
-    path = out.with_name("extrapolation") / "learned_position_embeddings.png"
-    common.save_figure(path, draw_table(models["learned"]))
+    common.save_json(out / "analysis/analysis.json", found)
+    fig = draw_waves(waves, sinusoidal.config.model_seed)
+    common.write(out / "analysis/waves.png", fig.savefig)
+    fig = draw_table(models["learned"])
+    common.write(out / "extrapolation/learned_position_embeddings.png", fig.savefig)
 
-def do(args, typed):
-    """Do what --mode says for one model seed."""
+def main(args, typed):
+    """Do what --mode says, for one model seed."""
+    if args.questions:
+        return ask(args, typed)
     folder = args.data_dir / "sorting"
     configs = {path_of(config, args.out_dir): config for config in settings(typed)}
-    new = list(configs) if args.mode in ("all", "train") else []
-    if args.mode == "extrapolate" and len(configs) == 1:  # of a setting that was typed
-        new = [path for path in configs if not path.exists()]
-    if new or args.mode == "gendata":
+    there = {path: config for path, config in configs.items() if path.exists()}
+    if args.mode == "extrapolate" and there:
+        configs = there
+    elif args.mode == "extrapolate" and len(configs) == 1:  # a setting is typed, and not there
+        args.mode = "all"
+    if args.mode in ("all", "train", "gendata"):
         data = load_data(folder, ["train", "val", "test"], Config(**typed))
-        common.side_by_side(train_and_save, [(configs[path], data, path) for path in new])
-    if args.mode in ("gendata", "train"):
-        return
-    there = [path for path in configs if path.exists() or args.mode != "extrapolate"]
-    models = {path.parent.name: load(path, typed) for path in there or configs}  # none: an error
+        jobs = [(config, data, path) for path, config in configs.items()]
+        if args.mode == "gendata":
+            return
+        common.side_by_side(train_and_save, jobs)
+        if args.mode == "train":
+            return
+    models = {path.parent.name: load(path, typed) for path in configs}
     config = next(iter(models.values())).config
     files = {"8-16": "test", **{str(n): f"extrapolation/{n}" for n in LONG}}
     data = load_data(folder, files.values(), config) if folder.exists() else make_data(config)
     data = {length: data[file] for length, file in files.items()}
     out = next(iter(configs)).parents[1]
     if args.mode != "analyze":
-        extrapolate(models, data, out / "extrapolation")
+        extrapolate(models, data, out)
     if args.mode != "extrapolate" and len(configs) > 1:
-        analyze(models, data, out / "analysis")
-
-def main(args, typed):
-    """Do what --mode says, for one model seed after the other."""
-    if args.questions:
-        return ask(args, typed)
-    first = typed.get("model_seed", 1)
-    for seed in range(first, first + args.model_seeds):
-        do(args, {**typed, "model_seed": seed})
+        analyze(models, data, out)
 
 MODES = ["all", "gendata", "train", "extrapolate", "analyze", "infer"]
 
