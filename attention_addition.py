@@ -177,10 +177,10 @@ def load_data(folder, config):
 # reads the correct digits all at once. Without a mask that hides what comes later (a
 # causal mask) it would copy the digit that it has to predict, and fail in generation.
 #
-# Step 4, several heads: a digit of the sum needs its column, and whether a carry
-# arrives from the next lower one. One softmax gives one mean. So q, k and v, which are
-# made from all C channels, are cut into n_head parts (heads) of d_head = C / n_head
-# channels, each with its own softmax. A fourth matrix mixes their outputs.
+# Step 4, several heads: a digit needs its column, and whether a carry arrives from the
+# next lower one. One softmax gives one mean. So q, k and v are cut into n_head parts
+# (heads) of d_head = C / n_head channels, each with its own softmax. A fourth matrix
+# mixes their outputs.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
     """Steps 1 to 3: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, section 3.2.1).
@@ -213,8 +213,7 @@ def scaled_dot_product_attention(q, k, v, mask=None):
 class MultiHeadAttention(nn.Module):
     """Step 4: n_head attentions side by side (Vaswani et al. 2017, section 3.2.2).
 
-    Queries come from x, keys and values from memory: in self-attention the same tensor,
-    in cross-attention the output of the encoder.
+    Queries come from x, keys and values from memory: the same tensor in self-attention.
     """
     def __init__(self, d_model, n_head):
         super().__init__()
@@ -223,9 +222,8 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # sqrt(d) is for q and k of variance 1. Each is a sum of C products of the
-        # input, which has it (LayerNorm), and a weight of variance 1/(3C) (nn.Linear):
-        # 1/3. Doubled weights give 4/3.
+        # sqrt(d) is for q and k of variance 1. They have 1/3: each is a sum of C inputs
+        # times weights of variance 1/(3C) (nn.Linear). Doubled weights give 4/3.
         self.query.weight.data *= 2
         self.key.weight.data *= 2
         self.replace = {}  # {number of a head: what to put in the place of its output}
@@ -249,15 +247,14 @@ class MultiHeadAttention(nn.Module):
 # The encoder runs once per problem. Its output, a vector per source token, is called
 # the memory. In generation the decoder runs once per digit: each of its tokens attends
 # to itself and earlier ones (self-attention), then to the memory (cross-attention).
-# Attention by itself ignores order: a weighted sum over keys is the same in any order.
-# So each position has a learned vector, added to the embedding of its token.
+# Attention ignores order: a weighted sum over keys is the same in any order. So each
+# position has a learned vector, added to the embedding of its token.
 #
-# Attention moves information between tokens. The feed-forward network computes, on each
-# token alone, with what attention has brought there. Every such sublayer adds its result
-# to the hidden state x (a residual connection), also called the residual stream. It
-# reads a copy of x that LayerNorm has brought to mean 0 and variance 1 (pre-norm). So x
-# itself, and the gradients on their way back, have a path of plain additions, and
-# training is more stable (Xiong et al. 2020).
+# Attention moves information between tokens, the feed-forward network computes on each
+# token alone. Every such sublayer adds its result to the hidden state x (a residual
+# connection), also called the residual stream. It reads a copy of x that LayerNorm has
+# brought to mean 0 and variance 1 (pre-norm). So x itself, and the gradients on their
+# way back, have a path of plain additions: training is more stable (Xiong et al. 2020).
 
 class Block(nn.Module):
     """Self-attention, in the decoder cross-attention too, then a feed-forward network."""
@@ -482,7 +479,7 @@ def replaced(model, outputs):
 
 @torch.inference_mode()
 def run(model, problems, replace={}):
-    """Run the model, teacher-forced, on problems, with the outputs of some heads replaced.
+    """Run the model, teacher-forced, with the outputs of some heads replaced.
 
     Returns digits (N, n+1), {head: weights (N, T, S)} and {head: output (N, T, d_head)}.
     """
@@ -509,14 +506,13 @@ def accuracy(model, problems, replace={}):
 #     encoder, other digit of the column  0.91  0.94  0.91  0.92  0.18
 #     next lower column                   1.00  0.90  0.92  0.96  0.70
 #
-# In seed 1 these are enc.L0.H2 and cross.L0.H2. In seed 5 no head joins all columns; we
-# do not know how it does without. Weights say what a head looks at, not what the model
-# needs from it.
+# In seed 1 these are enc.L0.H2 and cross.L0.H2; in seed 5 no head joins all columns. But
+# weights say what a head looks at, not what the model needs from it.
 
 EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # 0 to 3 carries
 
 def draw_heads(model, a, b):
-    """Draw a heatmap per head on a+b. Rows of the decoder have the digits that they predict."""
+    """Draw a heatmap per head on the problem a+b: rows are queries, columns are keys."""
     _, weights, _ = run(model, [(a, b)])
     source = list(f"{a}+{b}")
     target = list(f"{right_answer(a, b):0{model.config.num_digits + 1}}")
@@ -527,10 +523,10 @@ def draw_heads(model, a, b):
     for ax, (head, grid) in zip(axes.flat, weights.items()):
         queries = source if head.startswith("enc") else target
         keys = ["start", *target[:-1]] if head.startswith("dec") else source
-        ax.imshow(grid[0], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        ax.imshow(grid[0].numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto")
         ax.set_xticks(range(len(keys)), keys)
         ax.set_yticks(range(len(queries)), queries)
-        ax.set(title=head, xlabel="key", ylabel="query")
+        ax.set(title=head, xlabel="key", ylabel="query" if queries is source else "query predicts")
     return fig
 
 # 6b. Which heads are needed?
@@ -580,12 +576,12 @@ def ablate(model, data, problems):
 #
 # Result (tests.tables: tens): percent of the pairs (both: the head that does it most)
 #     model seed  carry                          column                         both
-#     1           cross.L0.H2 94                 cross.L0.H0 + cross.L0.H1 95   10
-#     2           cross.L0.H0 100                cross.L0.H1 + cross.L0.H3 100  33
-#     3           cross.L0.H2 100                cross.L0.H0 + cross.L0.H3 100  33
-#     4           enc.L0.H0 100                  enc.L0.H0 + cross.L0.H0 27     41
+#     1           cross.L0.H2 95                 cross.L0.H0 + cross.L0.H1 95   12
+#     2           cross.L0.H0 100                cross.L0.H1 + cross.L0.H3 100  30
+#     3           cross.L0.H2 100                cross.L0.H0 + cross.L0.H3 100  30
+#     4           enc.L0.H0 100                  enc.L0.H0 + cross.L0.H0 28     41
 #     5           cross.L0.H0 + cross.L0.H1 100  cross.L0.H3 100                12
-#     1, control  cross.L0.H2 44                 cross.L0.H0 10
+#     1, control  cross.L0.H2 47                 cross.L0.H0 9
 #
 # One head counts if it fits 90%, else the best two. So in four of five models different
 # heads of the decoder bring carry and column. In seed 4 an encoder head brings the carry,
@@ -681,24 +677,19 @@ def draw_interchange(table, title):
 #
 # Result (tests.tables: bits): wrong of all 810,000; control in percent of test problems
 #     model seed  head         carry into      wrong  control, %
-#     1           cross.L0.H2  tens, hundreds  0      72
+#     1           cross.L0.H2  tens, hundreds  0      73
 #     2           cross.L0.H0  tens, hundreds  0      75
 #     3           cross.L0.H2  tens, hundreds  0      75
-#     4           enc.L0.H0    tens            0      50
+#     4           enc.L0.H0    tens            0      51
 #
 # So one bit is all that the model needs from it there. How the head finds it is not
-# shown: here we tell it. Of the 40 fresh models 37 have such heads, with XXX.
-
-def tokens_of(head, column, num_digits):
-    """Where a head can bring a carry into a column: the two digits, or where theirs is written."""
-    if head.startswith("enc"):
-        return [num_digits - 1 - column, 2 * num_digits - column]
-    return [num_digits - column]
+# shown: here we tell it.
 
 def one_bit(model, val, head, columns, problems, roll=0):
     """How many problems are wrong if a head says one bit about these columns; roll=1: control."""
     _, _, outputs = run(model, val)
     said = outputs[head]                                      # (M, T, d_head)
+    n = model.config.num_digits
     wrong = 0
     for chunk in problems.split(4096):
         _, _, outputs = run(model, chunk)
@@ -706,7 +697,10 @@ def one_bit(model, val, head, columns, problems, roll=0):
         for column in columns:
             arrives = carry_into(val, column)                 # (M,)
             carry = carry_into(chunk, column).roll(roll)      # (B,)
-            for t in tokens_of(head, column, model.config.num_digits):
+            tokens = [n - column]                             # where its digit is predicted
+            if head.startswith("enc"):
+                tokens = [n - 1 - column, 2 * n - column]     # the two digits of the column
+            for t in tokens:
                 yes = said[arrives, t].mean(dim=0)            # (d_head,)
                 no = said[~arrives, t].mean(dim=0)
                 own[:, t] = torch.where(carry[:, None], yes, no)

@@ -49,24 +49,27 @@ def load_records(folder, names, made_with, make, read):
     If there is no such folder, make() gives the records, which are written there. A folder that
     exists is never written: whoever wants other data deletes it, or names another one.
     """
-    path = folder / "settings.json"  # of a folder made here; your own has none
+    where = folder / "settings.json"  # of a folder made here; your own has none
     if not folder.exists():
         for name, records in make().items():
             save_json(folder / f"{name}.jsonl", *records)
-        save_json(path, made_with)
-    data, records = {}, []
+        save_json(where, made_with)
+    data = {}
     try:
-        if path.exists() and load_json(path) != made_with:
+        if where.exists() and load_json(where) != made_with:
             raise UserError("made with other flags; type these, or another --data-dir")
         for name in names:
-            path = folder / f"{name}.json"
+            where = path = folder / f"{name}.json"
             if not path.exists():
-                path = folder / f"{name}.jsonl"
-            data[name] = records = []
+                where = path = folder / f"{name}.jsonl"
+            data[name] = []
             for record in load_json(path):
-                records.append(read(record))
+                where = f"{path}, record {len(data[name]) + 1}"
+                data[name].append(read(record))
+            if not data[name]:
+                raise UserError("it holds no record")
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}, after {len(records)} records: {error}; see data/README.md") from None
+        raise UserError(f"{where}: {error}; see data/README.md") from None
     return data
 
 def save_model(path, model):

@@ -192,9 +192,9 @@ def load_data(folder, names, config):
 # shows the order even without positional encoding (NoPE; Kazemnejad et al. 2023).
 #
 # An encoding changes the embedded numbers, the queries and keys, or the scores q k^T.
-# It is called absolute if the answer changes when all positions grow by the same amount
-# (sinusoidal, learned), else relative. To write your own, add a subclass, and its name
-# to ENCODINGS.
+# It is absolute if the answer changes when all positions grow by the same amount
+# (sinusoidal, learned), else relative. For your own add a subclass, and its name to
+# ENCODINGS.
 
 class Encoding(nn.Module):
     """No positional encoding. Each of the others overrides one of three methods."""
@@ -552,14 +552,12 @@ def changed(encoding, **methods):
 # 7b. Which part of a sinusoidal encoding fails?
 # These models have no mask, so order comes from positions alone, one head (with four
 # some did not learn the task in trials) and 6,000 steps. Training lists start at 0 to
-# 105 and reach position 120. Then lists of 16 start anywhere: positions are new,
-# distances are not.
+# 105. Then lists of 16 start anywhere: positions are new, distances are not.
 #
-# Within 120 positions the four fast waves, of periods 6 to 35, make three turns or
-# more. Of the twelve slow ones ten, of periods 199 and more, make less than one: beyond
-# training they have values that never occurred. Hypothesis: only slow waves fail. (The
-# other two, of periods 63 and 112, make one to two turns. In trials that of 63 failed
-# with the slow ones, so the cut is at two turns.)
+# In the 120 positions of training the four fast waves, of periods 6 to 35, make three
+# turns or more. Of the twelve slow ones ten, of periods 199 and more, make less than
+# one: beyond training they have values that never occurred. Hypothesis: only slow waves
+# fail. (Periods 63 and 112 count as slow: in trials that of 63 failed too.)
 #
 # In one list slow waves can start at one position (rows of the grid) and fast ones at
 # another (columns). If only slow waves fail, the last three rows fail; if only fast
@@ -616,9 +614,8 @@ def draw_waves(grid, seed):
 # The models of 7b again, not trained further. A long list brings new positions, where
 # slow waves fail, and new distances: fast waves come round, so numbers far away can
 # look like the neighbour. Two experiments take one away each. Window: a number attends
-# only to those less than 16 places away, so to no new distance. This hides no evidence,
-# as every unsorted list has two neighbours in the wrong order. Kept: slow waves have
-# the values of position 50 everywhere.
+# only to those less than 16 places away. (This hides no evidence: every unsorted list
+# has two neighbours in the wrong order.) Kept: slow waves stay as at position 50.
 #
 # Result (tests.tables: long): percent right, 5 seeds, 500 lists (learned as it is 2000)
 #     encoding    experiment  8-16    16     32      64      128     256
@@ -629,8 +626,8 @@ def draw_waves(grid, seed):
 #     learned     as it is    87-93   89-93  51-87   50-51   50      50
 #     learned     window      86-92   89-94  88-93   87-93   50-72   50
 #
-# Only both together are enough. Ten fresh models show the same. The second row leaves
-# out one that learned its task less well (96% of lists of 16):
+# Only both together are enough, in ten fresh models too. The second row leaves out one
+# that learned its task less well (96% of lists of 16):
 #
 # Result (tests.tables: fresh): grid of 7b, and lists (python -m tests.confirm sorter)
 #     models  slow within  beyond  16      256 as it is  256 window  256 kept  256 both
@@ -639,9 +636,9 @@ def draw_waves(grid, seed):
 #
 # So why does a sinusoidal encoding extrapolate while a learned one fails? As it is,
 # neither does: both are at chance at 256. But fast waves work at any position tested,
-# and slow ones can be kept as in training. A table has only untrained rows beyond 120,
-# so with the window it is right that far and no further. (The window also leaves fewer
-# keys; whether it helps by that, we did not test.)
+# and slow ones can be kept as in training. A table has only untrained rows beyond 120:
+# with the window it is right that far and no further. (The window also leaves fewer
+# keys. But two more keys, at one new distance, can do harm: out/report.md, 3.4.)
 
 def window(encoding):
     """The encoding, but a number attends only to those less than 16 places away."""
@@ -674,17 +671,17 @@ def measure(model, data, experiments):
 # Here order can come from the mask alone. The window leaves no new distance, and no more
 # keys than in training. Log n is for the number of keys alone: a key whose score is s
 # above n - 1 equal others has the weight e^s / (e^s + n - 1), which falls as n grows
-# (dilution). Scores times log n / log 16, for n > 16 keys (Chen et al. 2025), grow as
-# fast as n: e^s becomes n^(s / log 16).
+# (dilution). Scores times log n / log 16, for n > 16 keys (Chen et al. 2025), make e^s
+# grow as fast as n.
 #
 # Result (tests.tables: causal): percent right with a causal mask, 5 model seeds
-#     encoding    experiment       8-16    256
-#     none        as it is         100     88-97
-#     none        window           100     100
-#     none        log n            100     100
-#     rope        as it is         100     50-52
-#     rope        window           100     100
-#     rope        log n            100     50-52
+#     encoding  experiment  8-16  256
+#     none      as it is    100   88-97
+#     none      window      100   100
+#     none      log n       100   100
+#     rope      as it is    100   50-52
+#     rope      window      100   100
+#     rope      log n       100   50-52
 #
 # Without encoding dilution explains the loss. RoPE comes back with the window, not with
 # log n, so distances are likelier. ALiBi gives far keys a small weight by construction;
@@ -736,7 +733,7 @@ def inspect_swaps(model, data):
 def draw_heads(model, numbers):
     """Draw the attention weights of the heads on one list."""
     model(torch.tensor([numbers]))
-    weights = model.blocks[0].attention.weights[0]                   # (n_head, T, T)
+    weights = model.blocks[0].attention.weights[0].numpy()           # (n_head, T, T)
     fig, axes = common.subplots(1, len(weights), 2.8, squeeze=False)
     fig.suptitle(f"{name_of(model.config)}, model seed {model.config.model_seed}: "
                  "attention weights (0 white to 1 blue)")

@@ -16,6 +16,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import attention_addition as add
 import common
 import positional_sorting as sort
@@ -30,6 +32,14 @@ def confirm_adder(seeds, path):
     bits = add.measure_bits(model, data, who, add.all_problems(3)[::23])
     common.save_json(path, {"seeds": seeds, "wrong": wrong, "who": who, "one_bit": bits})
 
+def one_more(encoding, n):
+    """The window, but a number attends also to those n places away; 0: the window."""
+    window = sort.window(encoding)
+    def bias(scores, position):
+        here = (position[:, None] - position).abs() == n
+        return torch.where(here, encoding.bias(scores, position), window.bias(scores, position))
+    return sort.changed(encoding, bias=bias)
+
 def confirm_sorter(seeds, path):
     """Train one sinusoidal model and run its experiments."""
     (config,) = sort.settings({"pe": "sinusoidal", "random_start": True})
@@ -39,7 +49,10 @@ def confirm_sorter(seeds, path):
     lists = {str(n): data[f"extrapolation/{n}"] for n in sort.LONG}
     grid = sort.measure_waves(model, lists["16"])
     long = sort.measure(model, lists, [sort.as_it_is, sort.window, sort.kept, sort.both])
-    distances = sort.measure_distances(model, lists["64"])
+    distances = {}
+    for n in (0, 16, 17, 18, 19, 20, 22, 24, 30):
+        encoding = one_more(model.encoding, n)
+        distances[n] = sort.evaluate(model, lists["64"], 0, encoding)["accuracy"]
     common.save_json(path, {"seeds": seeds, "grid": grid, "long": long, "distances": distances})
 
 TASKS = {  # folder, function, pairs of data seed and model seed

@@ -25,7 +25,6 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -37,7 +36,6 @@ DOCUMENTS = ["README.md", "out/report.md"]
 SCRIPTS = ["attention_addition.py", "positional_sorting.py"]
 IN_DOCUMENT = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(?=<!-- end -->)", re.S)
 IN_SCRIPT = re.compile(r"(# Result \(tests\.tables: (\w+)\).*\n)((?:#     .*\n)+)")
-CONTROLS = ["no bit", "bits of other problems"]
 LENGTHS = ["8-16", *map(str, sort.LONG)]
 SOME_LENGTHS = ["8-16", "32", "256"]
 
@@ -130,32 +128,20 @@ def who(columns=("tens", "hundreds")):
 def tens():
     """Of the tens only; with the head that brings both most often, and the control of seed 1."""
     _, rows = who(["tens"])
-    for row, found in zip(rows, each(brings(), "brought", "tens")):
-        both = [found[head]["both"] for head in found if "all" not in head]
-        row[1:] = [*row[2:], percent(max(both))]
+    for row, heads in zip(rows, each(brings(), "brought", "tens")):
+        row[1:] = [*row[2:], percent(max(each(heads.values(), "both")))]
     control = brings()[0]["unrelated"]["tens"]
     rows.append(["1, control", f"cross.L0.H2 {percent(control['cross.L0.H2']['carry'])}",
                  f"cross.L0.H0 {percent(control['cross.L0.H0']['column'])}", ""])
     return ["model seed", "carry", "column", "both"], rows
-
-def nines():
-    """Of cross.L0.H2 in seed 1, the carry: all pairs, no nine, another head patched too."""
-    found, *_ = brings()
-    rows = []
-    for column in ("tens", "hundreds"):
-        cells = [found["brought"][column]["cross.L0.H2"], found["no nines"][column]["cross.L0.H2"],
-                 found["pairs"][column]["enc.L0.H1 + cross.L0.H2"]]
-        rows.append([column, *(percent(cell["carry"]) for cell in cells)])
-    return ["carry into", "all pairs", "no nine there", "with enc.L0.H1"], rows
 
 def bits():
     rows = []
     for seed, said in enumerate(each(brings(), "one_bit"), 1):
         for head, found in said.items():
             columns = ", ".join(add.COLUMNS[k] for k in found["columns"])
-            controls = [percent(found[control] / 40_000) for control in CONTROLS]
-            rows.append([seed, head, columns, found["wrong"], *controls])
-    return ["model seed", "head", "carry into", "wrong", "no bit, %", "other bits, %"], rows
+            rows.append([seed, head, columns, found["wrong"], percent(found["control"] / 2000)])
+    return ["model seed", "head", "carry into", "wrong", "control, %"], rows
 
 def confirmed():
     """How many models of tests.confirm bring it by such heads in 90% of the pairs."""
@@ -170,12 +156,12 @@ def confirmed():
     return [f"of {len(who)} models by", *kinds], rows
 
 def one_bit():
-    """Over the models of tests.confirm: errors of 40,000 if a head says one bit."""
+    """Over the models of tests.confirm: errors of 35,218 problems if a head says one bit."""
     said = list(filter(None, each(lines_of("addition/confirm.json"), "one_bit")))
     heads = [found for heads in said for found in heads.values()]
-    controls = [percent(median(each(heads, control)) / 40_000) for control in CONTROLS]
-    row = [f"{len(heads)} in {len(said)} models", max(each(heads, "wrong")), *controls]
-    return ["heads", "wrong of 40,000, at most", "no bit, %", "other bits, %"], [row]
+    control = spread([x / 2000 for x in each(heads, "control")])
+    row = [f"{len(heads)} in {len(said)} models", max(each(heads, "wrong")), control]
+    return ["heads", "wrong of 35,218, at most", "control, %"], [row]
 
 # ---- Sorting -------------------------------------------------------------------------
 
@@ -219,17 +205,6 @@ def waves():
     rows = [[f"slow from {start}", *row] for start, row in zip(starts, analysis("waves"))]
     return ["", f"fast from {starts[0]}", *starts[1:]], rows
 
-def starts():
-    return ["start", *sort.STARTS[:4]], [["right", *analysis("starts")]]
-
-def parts():
-    found, rows = analysis("parts"), []
-    for weights in ("beyond", "within"):
-        for rest in ("beyond", "within"):
-            rows.append([weights, rest, found[f"weights {weights}, rest {rest}"],
-                         found[f"weight of the neighbour, {weights}"]])
-    return ["for the weights", "for the rest", "right, %", "weight of the neighbour, %"], rows
-
 def experiments(key, name):
     """Rows of experiments on a model: accuracy by length."""
     found = analysis(key)
@@ -251,18 +226,9 @@ def distances():
     rows = [["right", *right.values()], ["< 90%", *below]]
     return ["also at", "none", *list(right)[1:]], rows
 
-def rope():
-    """Of model seed 1: lists of 64 with the window and one more distance."""
-    found = models("sorting", "analysis/analysis")[0]["distances, rope"]
-    return ["also at", "none", *list(found)[1:]], [["right", *map(percent, found.values())]]
-
-def far():
-    rows = [*experiments("far", "sinusoidal"), *experiments("far, alibi", "alibi, causal")]
-    return ["encoding", "experiment", "1,024", "4,096"], rows
-
 def causal():
     rows = []
-    for pe in sort.CAUSAL:
+    for pe in ("none", "rope"):
         rows += [as_it_is(f"{pe}-causal", pe), *experiments(f"{pe}-causal", pe)]
     rows = [[*row[:3], row[-1]] for row in rows]
     return ["encoding", "experiment", "8-16", "256"], rows
@@ -272,8 +238,7 @@ def swaps():
     for pe in ("alibi", "none"):
         for length, turned in analysis(f"swaps, {pe}").items():
             rows.append([pe, length, *turned.values()])
-    shown = ["larger hidden", "other hidden", "state copied", "others copied"]
-    return ["encoding", "numbers", *shown], rows
+    return ["encoding", "numbers", "larger hidden", "other hidden"], rows
 
 def fresh():
     """The grid and the experiments on the fresh seeds of tests.confirm: all, and those that

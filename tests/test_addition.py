@@ -112,7 +112,6 @@ class Addition(unittest.TestCase):
         tokens = tokenize(VAL, 2)
         before = MODEL(*tokens)
         with add.replaced(MODEL, {"enc.L0.H0": 0, "dec.L0.H3": torch.zeros(1, 5, 16)}):
-            run(MODEL, VAL, {"enc.L0.H1": 0})  # a block within this one does not end it
             assert_close(MODEL(*tokens), zeroed(*tokens))
             assert add.solve(MODEL, VAL) == add.solve(zeroed, VAL)
         mirror = VAL.flip(1)  # b+a has the same sum: only heads tell the decoder which it is
@@ -125,24 +124,25 @@ class Addition(unittest.TestCase):
 
     def test_ablate(self):
         _, _, outputs = run(MODEL, VAL)
-        table = add.ablate(MODEL, DATA)
+        right = add.accuracy(MODEL, TEST)
+        table = add.ablate(MODEL, DATA, ALL)
         for head, output in outputs.items():
             assert table["zero"][head] == add.accuracy(MODEL, TEST, {head: 0 * output[:1]})
             assert table["mean"][head] == add.accuracy(MODEL, TEST, {head: output.mean(0)[None]})
+            assert (head in table["idle"]) == (table["zero"][head] >= right - 0.01)
+        left = add.accuracy(MODEL, ALL, dict.fromkeys(table["idle"], 0))
+        assert table["wrong_without_idle"] == round(8100 * (1 - left))
 
     @mock.patch.object(add, "run", made_up_run)
     def test_interchange(self):
-        table = add.interchange(MODEL, GROUPS, nines=False)
-        control = add.interchange(MODEL, GROUPS, donor=2)["tens"]
+        problems = ALL[torch.randperm(8100)]
+        table = add.interchange(MODEL, problems, GROUPS)
+        control = add.interchange(MODEL, problems, GROUPS, donor=2)["tens"]
         for what in GROUPS:
             assert table["tens"][what][what] == 1
             assert 0.07 < control["both"][what] < 0.13
         assert 0.4 < control["carry"]["carry"] < 0.6
         assert table["hundreds"]["both"]["carry"] == 1
-        tens = add.interchange(MODEL, add.groups_of(MODEL))["tens"]
-        tens["a + b"] = {"column": 1.1}  # but one head is enough; for the carry it has only 89%
-        who = {"carry": ["enc.L0.H0 + enc.L0.H1", 1], "column": ["enc.L0.H2", 1]}
-        assert add.who_brings({"tens": tens}) == {"tens": who}
         figure = add.draw_interchange(table, "")
         for ax, (column, rows) in zip(figure.axes, reversed(table.items())):
             assert ax.get_title() == column
@@ -153,24 +153,41 @@ class Addition(unittest.TestCase):
         labels = figure.axes[0].get_yticklabels()
         assert [label.get_text() for label in labels] == list(GROUPS)
 
+    def test_who_brings(self):
+        """One head if it is enough, else two."""
+        rows = {"a": {"carry": 0.89, "column": 0.91}, "a + b": {"carry": 0.9, "column": 1}}
+        with mock.patch.object(add, "interchange", return_value={"tens": rows}) as calls:
+            who = add.who_brings(MODEL, VAL)
+        assert who == {"tens": {"carry": ["a + b", 0.9], "column": ["a", 0.91]}}
+        groups = calls.call_args.args[2]
+        assert len(groups) == 12 + 66
+        assert groups["enc.L0.H1 + cross.L0.H3"] == ("enc.L0.H1", "cross.L0.H3")
+
     def test_one_bit(self):
-        """A made-up model, right if cross.L0.H0 says both carries; alone, and where it can."""
-        def say(problems):
-            return torch.stack([add.carry_into(problems, k) for k in (2, 1)], 1)[..., None].float()
-        def is_right(model, problems):
-            said = model.decoder[0].cross_attention.replace[0]
-            return (said == say(problems)).all(1)[:, 0]
-        def made_up(model, problems):
-            return None, None, {"cross.L0.H0": say(problems)}
-        heads = ["dec.L0.H1 + cross.L0.H0", "cross.L0.H0", "cross.L0.H0", "enc.L0.H0"]
-        who = {column: {"carry": [head, 1]} for column, head in zip(add.COLUMNS, heads)}
+        """A made-up model, right if a head says the carry at these tokens, and nowhere else."""
+        model, data = add.Adder(Config()), make_data(Config())
+        tokens = {"enc.L0.H0": (7, 1, [1, 5]), "cross.L0.H0": (4, 2, [1])}
+        def made_up(_, problems):
+            outputs = {}
+            for head, (T, column, places) in tokens.items():
+                outputs[head] = torch.zeros(len(problems), T, 1)
+                carry = add.carry_into(problems, column)[:, None, None]
+                outputs[head][:, places] = carry.float() if problems is data["val"] else -1.0
+            return None, None, outputs
+        def is_right(_, problems):
+            for head, (T, column, places) in tokens.items():
+                attention, h = add.heads_of(model)[head]
+                if h in attention.replace:
+                    expected = torch.zeros(len(problems), T)
+                    expected[:, places] = add.carry_into(problems, column)[:, None].float()
+                    return (attention.replace[h][..., 0] == expected).all(1)
+        who = {"tens": {"carry": ["enc.L0.H0", 1]}, "hundreds": {"carry": ["cross.L0.H0", 1]}}
         with mock.patch.multiple(add, run=made_up, is_right=is_right):
-            found = add.measure_bits(MODEL, VAL, who, TEST)
-        assert list(found) == ["cross.L0.H0"]
-        columns, wrong, no_bit, others = found["cross.L0.H0"].values()
-        assert (columns, wrong, no_bit) == ([1, 2], 0, 40_000)
-        assert 10_000 < others < 35_000
-        assert add.tokens_of("enc.L0.H0", 1, 3) == [1, 5]
+            found = add.measure_bits(model, data, who, data["train"])
+        assert list(found) == list(tokens)
+        for column, bits in enumerate(found.values(), 1):
+            assert bits["columns"] == [column] and bits["wrong"] == 0
+            assert 600 < bits["control"] < 1400
 
     def test_draw_heads(self):
         names = {"enc": "12+9512+95", "dec": "107start10", "cro": "10712+95"}

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 import common
 import positional_sorting as sort
+from tests.confirm import one_more
 from tests.reference import torch_layer
 
 SMALL = sort.Config(d_model=16, steps=20, batch_size=64,
@@ -59,15 +60,15 @@ class Sorting(unittest.TestCase):
         assert bias[::3, 9, 6].tolist() == [-12, -0.1875]  # first and last head
 
     def test_model_is_pytorchs(self):
-        """Hidden states, with a bias and a causal mask."""
+        """With a bias and a causal mask."""
         ours = random_model("learned", causal=True)
         bias = torch.randn(4, 40, 40).double()
         ours.encoding.bias = lambda scores, position: scores + bias
         theirs = torch_layer(torch.nn.TransformerEncoderLayer, SMALL, ours.blocks[0],
                              ours.blocks[0].attention)
         x = ours.token_embedding(LISTS[:1]) + ours.encoding.table[:40]
-        h = theirs(x, bias.masked_fill(KEY > QUERY, -torch.inf))
-        assert_close(ours.hidden_states(LISTS[:1]), ours.norm(h))
+        h = ours.norm(theirs(x, bias.masked_fill(KEY > QUERY, -torch.inf)))
+        assert_close(ours(LISTS[:1]), ours.to_logit(h.max(1).values)[0])
 
     def test_what_a_model_sees(self):
         """The mirror image, the start and the order, or not; and no padding."""
@@ -92,9 +93,10 @@ class Sorting(unittest.TestCase):
         assert sort.solve(model, lists) == sort.solve(model, lists.numpy()) == expected
         with self.assertRaisesRegex(common.UserError, "numbers from 0 to 99"):
             sort.solve(model, lists.float())
-        kinds = ["sorted", "swaps", "swaps", "reversed", "sorted"]
+        data = lists, np.array(["sorted", "swaps", "swaps", "reversed", "sorted"])
         for logits, right in (([1, -1, 1, -1, 1], 0.875), ([1] * 5, 0.5), ([-1] * 5, 0.5)):
-            assert sort.score(torch.tensor(logits).float(), kinds)["accuracy"] == right
+            with mock.patch.object(sort, "predict", return_value=torch.tensor(logits).float()):
+                assert sort.evaluate(model, data)["accuracy"] == right
 
     def test_training(self):
         """Twice the same, from starts 0 to 105. With wrong labels in validation, a model is
@@ -151,44 +153,35 @@ class Sorting(unittest.TestCase):
         shown = (QUERY != 30) | (KEY != QUERY[:, None, None])  # key b in list b
         for other, expected in (
                 (sort.window(encoding), weights * (QUERY - KEY < 16)),
-                (sort.window(encoding, 20), weights * ((QUERY - KEY < 16) | (QUERY - KEY == 20))),
+                (one_more(encoding, 20), weights * ((QUERY - KEY < 16) | (QUERY - KEY == 20))),
                 (sort.log_n(encoding), weights ** log_n.clamp(min=1)),
-                (sort.twice(encoding), weights**2),
                 (sort.hide(encoding, 30, KEY), weights * shown)):
             model(LISTS, 0, other)
             assert_close(attention.weights, torch.nn.functional.normalize(expected, 1, -1))
 
-    def test_parts(self):
-        """Against what a model says within training, and a softmax that gives its weights."""
-        lists, _ = DATA["extrapolation/16"]
+    def test_waves(self):
+        """Rows are starts of slow waves, columns those of fast ones."""
         model = random_model("sinusoidal")
+        lists, _ = DATA["extrapolation/16"]
         within = sort.slow_waves_at(model.encoding, 50 + KEY[:16])
-        kinds = ["sorted" if p > 0 else "swaps" for p in model(lists, 1000, within)]
-        weights = model.blocks[0].attention.weights
-        data = lists, kinds
-        with mock.patch.object(torch.Tensor, "softmax", lambda *_, **__: weights):
-            mixed = sort.evaluate(model, data, 1000)["accuracy"]
-        found = sort.measure_parts(model, data)
-        grid = sort.measure_waves(model, data)  # 50 is the second start, 1000 the fifth
-        assert found["weights within, rest within"] == grid[1][4] == 1
-        assert found["weights beyond, rest beyond"] == grid[4][4] < 1
-        assert found["weights within, rest beyond"] == mixed
+        kinds = np.where(sort.predict(model, lists, 1000, within) > 0, "sorted", "swaps")
+        grid = sort.measure_waves(model, (lists, kinds))
+        assert grid[1][4] == 1 > np.delete(grid, 10).max()
 
     def test_swaps(self):
-        """Hidden in one list at a time, be its kind what it may, at the first descent."""
+        """Hidden in one list at a time."""
         model, _ = train(causal=True, steps=180)
-        lists, _ = DATA["train"]
+        lists, kinds = DATA["train"]
         turned = []
-        for x in lists:
+        for x in lists[kinds == "adjacent_swap"]:
             x = x[None, x < 100]
             i = (x.diff() < 0).int().argmax() + 1
             if i > 1 and model(x) <= 0 < model(x.sort().values):
                 hidden = [sort.hide(model.encoding, i, j) for j in (i - 1, i - 2)]
                 turned.append([model(x, 0, encoding).item() > 0 for encoding in hidden])
-        found = sort.inspect_swaps(model, (lists, ["adjacent_swap"] * len(lists)))
-        assert_close(np.mean(turned, 0).tolist(), [found["larger hidden"], found["other hidden"]])
-        _, _, state, others = sort.inspect_swaps(model, DATA["train"]).values()
-        assert state > 0.5 > others  # ALiBi with a mask learns to compare neighbours
+        found = sort.inspect_swaps(model, DATA["train"])
+        assert_close(np.mean(turned, 0).tolist(), list(found.values()))
+        assert found["larger hidden"] > 0.5 > found["other hidden"]
 
     def test_lengths(self):
         """Each line is labelled as it should be, on its panel."""
@@ -197,14 +190,13 @@ class Sorting(unittest.TestCase):
             scores = {"accuracy": len(results)}
             results[sort.name_of(config)] = {str(n): scores for n in sort.LONG}
         for ax, end in zip(sort.draw_lengths(results).axes, ("", "-causal")):
-            for line in ax.lines[:-1]:
+            for line in ax.lines[:5]:
                 scores = results[line.get_label() + end]["16"]
                 assert line.get_ydata()[0] == 100 * scores["accuracy"]
 
     def test_grid(self):
         """Numbers are at their rows and columns."""
-        grid = np.random.rand(2, 3)
-        fig = sort.draw_grid(grid, "ab", "cde", "", "", "")
-        for text in fig.axes[0].texts:
+        grid = np.random.rand(6, 6)
+        for text in sort.draw_waves(grid, 1).axes[0].texts:
             j, i = text.get_position()
             assert text.get_text() == f"{100 * grid[i, j]:.0f}"
