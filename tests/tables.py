@@ -77,25 +77,8 @@ def merged(found, merge=spread):
 
 # ---- Addition ------------------------------------------------------------------------
 
-SEEDS = ["model seed", 1, 2, 3, 4, 5]
-
 def errors():
-    return SEEDS, [["wrong", *each(models("addition", "training_log"), "wrong")]]
-
-def reads():
-    """Of the best head in each model, the least mean weight of any digit."""
-    joins, lower = ["encoder, other digit of the column"], ["next lower column"]
-    for attention in models("addition", "head_analysis/attention"):
-        other, below = [], []
-        for head, w in attention.items():
-            if head.startswith("enc"):  # rows and columns Ha Ta Ua + Hb Tb Ub
-                other.append(min(w[i][(i + 4) % 8] for i in (0, 1, 2, 4, 5, 6)))
-                below.append(min(w[i][i % 4 + 1] + w[i][i % 4 + 5] for i in (0, 1, 4, 5)))
-            if head.startswith("cross"):  # rows Th H T U
-                below.append(min(w[i][i] + w[i][i + 4] for i in (1, 2)))
-        joins.append(f"{max(other):.2f}")
-        lower.append(f"{max(below):.2f}")
-    return SEEDS, [joins, lower]
+    return ["model seed", 1, 2, 3, 4, 5], [["wrong", *each(models("addition", "training_log"), "wrong")]]
 
 def ablation():
     found, *_ = models("addition", "head_analysis/ablation")
@@ -241,18 +224,19 @@ def swaps():
     return ["encoding", "numbers", "larger hidden", "other hidden"], rows
 
 def fresh():
-    """The grid and the experiments on the fresh seeds of tests.confirm: all, and those that
-    have learned the task in training (99% of lists of 16)."""
-    found = lines_of("sorting/confirm.json")
+    """The experiments on the models of tests.confirm, and by how much the grid separates: those
+    that have learned the task (99% of lists of 16), and the others."""
     rows = []
-    for least in (0, 0.99):
-        chosen = [model for model in found if model["long"]["as_it_is"]["16"] >= least]
-        grids = np.array(each(chosen, "grid"))
-        ways = merged(each(chosen, "long"))
-        rows.append([len(chosen), spread(grids[:, :3].flatten()), spread(grids[:, 3:].flatten()),
-                     ways["as_it_is"]["16"], *(row["256"] for row in ways.values())])
-    names = [f"256 {way.replace('_', ' ')}" for way in ways]
-    return ["models", "slow within", "beyond", "16", *names], rows
+    for learned in (True, False):
+        found = []
+        for model in lines_of("sorting/confirm.json"):
+            if (model["long"]["as_it_is"]["16"] >= 0.99) == learned:
+                grid = np.array(model["grid"])
+                gap = grid[:3].min() - grid[3:].max()
+                found.append([*each(model["long"].values(), "256"), gap])
+        rows.append([len(found), *merged(found)])
+    names = [f"256 {way.replace('_', ' ')}" for way in model["long"]]
+    return ["models", *names, "gap, points"], rows
 
 # ---- Where they go -------------------------------------------------------------------
 

@@ -164,30 +164,22 @@ class Addition(unittest.TestCase):
         assert groups["enc.L0.H1 + cross.L0.H3"] == ("enc.L0.H1", "cross.L0.H3")
 
     def test_one_bit(self):
-        """A made-up model, right if a head says the carry at these tokens, and nowhere else."""
-        model, data = add.Adder(Config()), make_data(Config())
-        tokens = {"enc.L0.H0": (7, 1, [1, 5]), "cross.L0.H0": (4, 2, [1])}
-        def made_up(_, problems):
-            outputs = {}
-            for head, (T, column, places) in tokens.items():
-                outputs[head] = torch.zeros(len(problems), T, 1)
-                carry = add.carry_into(problems, column)[:, None, None]
-                outputs[head][:, places] = carry.float() if problems is data["val"] else -1.0
-            return None, None, outputs
-        def is_right(_, problems):
-            for head, (T, column, places) in tokens.items():
-                attention, h = add.heads_of(model)[head]
-                if h in attention.replace:
-                    expected = torch.zeros(len(problems), T)
-                    expected[:, places] = add.carry_into(problems, column)[:, None].float()
-                    return (attention.replace[h][..., 0] == expected).all(1)
-        who = {"tens": {"carry": ["enc.L0.H0", 1]}, "hundreds": {"carry": ["cross.L0.H0", 1]}}
-        with mock.patch.multiple(add, run=made_up, is_right=is_right):
-            found = add.measure_bits(model, data, who, data["train"])
-        assert list(found) == list(tokens)
-        for column, bits in enumerate(found.values(), 1):
-            assert bits["columns"] == [column] and bits["wrong"] == 0
-            assert 600 < bits["control"] < 1400
+        """One problem at a time, in the tens."""
+        carries = VAL.remainder(10).sum(1) > 9
+        for head, tokens in (("enc.L0.H1", [0, 3]), ("cross.L0.H1", [1])):
+            _, _, outputs = run(MODEL, VAL)
+            says = {True: outputs[head][carries].mean(0), False: outputs[head][~carries].mean(0)}
+            for roll in (0, 1):
+                _, _, outputs = run(MODEL, TEST)
+                own = outputs[head].clone()
+                for i, output in enumerate(own):
+                    a, b = TEST[i - roll]
+                    output[tokens] = says[bool(a % 10 + b % 10 > 9)][tokens]
+                wrong = 400 * (1 - add.accuracy(MODEL, TEST, {head: own}))
+                assert add.one_bit(MODEL, VAL, head, [1], TEST, roll) == round(wrong)
+        with mock.patch.object(add, "one_bit", return_value=7):
+            found = add.measure_bits(MODEL, DATA, {"tens": {"carry": [head, 1]}}, ALL)
+        assert found == {head: {"columns": [1], "wrong": 7, "control": 7}}
 
     def test_draw_heads(self):
         names = {"enc": "12+9512+95", "dec": "107start10", "cro": "10712+95"}
