@@ -644,9 +644,8 @@ def draw_waves(grid, seed):
 # So why does a sinusoidal encoding extrapolate while a learned one fails, as is said?
 # As it is, neither does: both are at chance at 256. But fast waves work at any position
 # tested, and slow ones can be kept as in training. A table has only untrained rows
-# beyond 120: with the window it is right that far and no further. (The window also
-# leaves fewer keys. But with two more keys, 30 places away, the fresh models are right
-# on 57 to 100% of the lists of 64, 16 places away on 91 to 100%: distances do harm.)
+# beyond 120: with the window it is right that far and no further. (The window leaves
+# fewer keys too. Whether it helps by that, or by distances alone, we did not test.)
 
 def window(encoding):
     """The encoding, but a number attends only to those less than 16 places away."""

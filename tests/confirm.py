@@ -6,7 +6,7 @@ adder: the default adder on 40 pairs of data seed and model seed. Its errors amo
 810,000 problems, which heads bring what, and the errors of every 23rd problem if a head that
 brings a carry says one bit.
 sorter: the model of section 7b on 10 pairs. Its accuracy by length in each experiment of
-7c, with the window and one more distance, and the grid of 7b.
+7c, and the grid of 7b.
 
 One training per core. Writes a file a pair into DIR (scratch), which need not be done again,
 and all of them into DIR/addition/confirm.json or DIR/sorting/confirm.json; ours are in
@@ -15,8 +15,6 @@ out/reference.
 import argparse
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 import attention_addition as add
 import common
@@ -32,14 +30,6 @@ def confirm_adder(seeds, path):
     bits = add.measure_bits(model, data, who, add.all_problems(3)[::23])
     common.save_json(path, {"seeds": seeds, "wrong": wrong, "who": who, "one_bit": bits})
 
-def one_more(encoding, n):
-    """The window, but a number attends also to those n places away; 0: the window."""
-    window = sort.window(encoding)
-    def bias(scores, position):
-        here = (position[:, None] - position).abs() == n
-        return torch.where(here, encoding.bias(scores, position), window.bias(scores, position))
-    return sort.changed(encoding, bias=bias)
-
 def confirm_sorter(seeds, path):
     """Train one sinusoidal model and run its experiments."""
     (config,) = sort.settings({"pe": "sinusoidal", "random_start": True})
@@ -49,11 +39,7 @@ def confirm_sorter(seeds, path):
     lists = {str(n): data[f"extrapolation/{n}"] for n in sort.LONG}
     grid = sort.measure_waves(model, lists["16"])
     long = sort.measure(model, lists, [sort.as_it_is, sort.window, sort.kept, sort.both])
-    distances = {}
-    for n in (0, 16, 17, 18, 19, 20, 22, 24, 30):
-        encoding = one_more(model.encoding, n)
-        distances[n] = sort.evaluate(model, lists["64"], 0, encoding)["accuracy"]
-    common.save_json(path, {"seeds": seeds, "grid": grid, "long": long, "distances": distances})
+    common.save_json(path, {"seeds": seeds, "grid": grid, "long": long})
 
 TASKS = {  # folder, function, pairs of data seed and model seed
     "adder": ("addition", confirm_adder, [*zip(range(16001, 16021), range(2001, 2021)),

@@ -37,7 +37,6 @@ SCRIPTS = ["attention_addition.py", "positional_sorting.py"]
 IN_DOCUMENT = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(?=<!-- end -->)", re.S)
 IN_SCRIPT = re.compile(r"(# Result \(tests\.tables: (\w+)\).*\n)((?:#     .*\n)+)")
 LENGTHS = ["8-16", *map(str, sort.LONG)]
-SOME_LENGTHS = ["8-16", "32", "256"]
 
 def lines_of(name):
     """What the lines of a file of results hold."""
@@ -78,7 +77,8 @@ def merged(found, merge=spread):
 # ---- Addition ------------------------------------------------------------------------
 
 def errors():
-    return ["model seed", 1, 2, 3, 4, 5], [["wrong", *each(models("addition", "training_log"), "wrong")]]
+    wrong = each(models("addition", "training_log"), "wrong")
+    return ["model seed", 1, 2, 3, 4, 5], [["wrong", *wrong]]
 
 def ablation():
     found, *_ = models("addition", "head_analysis/ablation")
@@ -156,13 +156,6 @@ def accuracies(setting, lengths, folder="sorting"):
 def analysis(name):
     return merged(each(models("sorting", "analysis/analysis"), name))
 
-def lengths():
-    rows = []
-    for pe in sort.ENCODINGS:
-        both = [accuracies(name, SOME_LENGTHS) for name in (pe, f"{pe}-causal")]
-        rows.append([pe, *both[0], *both[1]])
-    return ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"], rows
-
 def all_lengths():
     rows = []
     for end, mask in (("", "no mask"), ("-causal", "causal mask")):
@@ -170,18 +163,17 @@ def all_lengths():
             rows.append([mask, pe, *accuracies(pe + end, LENGTHS)])
     return ["setting", "encoding", *LENGTHS], rows
 
+def lengths():
+    rows = []
+    for pe in sort.ENCODINGS:
+        both = [accuracies(name, ["8-16", "32", "256"]) for name in (pe, f"{pe}-causal")]
+        rows.append([pe, *both[0], *both[1]])
+    return ["encoding", "no mask, 8-16", "32", "256", "causal mask, 8-16", "32", "256"], rows
+
 def mirror():
     found = models("sorting", "extrapolation/extrapolation_results")
     recall = merged(each(found, "alibi", "8-16", "recall"))
     return [kind.replace("_", " ") for kind in recall], [recall.values()]
-
-def slopes():
-    """ALiBi with a causal mask: the slopes of this task, and those of the paper."""
-    rows = []
-    for name, folder in (("4, of this task", "sorting"),
-                         ("0.25, of the paper", "paper_slopes/sorting")):
-        rows.append([name, *accuracies("alibi-causal", SOME_LENGTHS, folder=folder)])
-    return ["first slope", *SOME_LENGTHS], rows
 
 def waves():
     starts = [f"{start:,}" for start in sort.STARTS]
@@ -200,14 +192,6 @@ def long():
     rows = [*experiments("sinusoidal", "sinusoidal"), as_it_is("learned-random-start", "learned"),
             *experiments("learned", "learned")]
     return ["encoding", "experiment", *LENGTHS], rows
-
-def distances():
-    """Of the models of tests.confirm: lists of 64 with the window and one more distance."""
-    found = each(lines_of("sorting/confirm.json"), "distances")
-    right = merged(found)
-    below = [sum(x < 0.9 for x in each(found, distance)) for distance in right]
-    rows = [["right", *right.values()], ["< 90%", *below]]
-    return ["also at", "none", *list(right)[1:]], rows
 
 def causal():
     rows = []

@@ -19,19 +19,15 @@ SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py":
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
 BUDGETS = {"attention_addition.py": (5500, 830), "positional_sorting.py": (5700, 865),
-           "common.py": (1570, 210), "tests": (13_000, 1_600)}  # code tokens, lines
+           "common.py": (1570, 210), "tests": (13_300, 1_600)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
     code = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
     found = collections.Counter()
-    before = tokenize.NEWLINE
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        begins = before in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if token.type in code and not (begins and token.type == tokenize.STRING):
+        if token.type in code and not token.string.startswith('"""'):
             found[token.start[0]] += 1
-        if token.type not in (tokenize.COMMENT, tokenize.NL):
-            before = token.type
     return found
 
 class Documents(unittest.TestCase):
@@ -48,9 +44,8 @@ class Documents(unittest.TestCase):
             apart += min(x, y) >= 0.9 and "enc" not in heads + others
         _, ((_, cross, encoder, *_), (*_, none), _) = tables.confirmed()
         _, ((heads, most, _),) = tables.one_bit()
-        _, ((_, _, near, *_, far), _) = tables.distances()
         _, ((_, adjacent, *_, mirrored),) = tables.mirror()
-        _, (_, (*_, slopes)) = tables.slopes()
+        (slopes,) = tables.accuracies("alibi-causal", ["256"], "paper_slopes/sorting")
         _, ((_, *_, both, _), (*_, other, _)) = tables.fresh()
         for name, sentences in {
             "README.md": [f"in {wrong.count(0)} of {len(wrong)} fresh ones",
@@ -58,12 +53,11 @@ class Documents(unittest.TestCase):
                           f"Of ten fresh models nine are then right on {both}%, one on {other}%"],
             "attention_addition.py": [f"{apart} are like the four, and in {none} no two",
                                       f"{heads[:2]} such heads, {most} of 35,218"],
-            "positional_sorting.py": [f"of reversed lists {mirrored}% are", f"swaps {adjacent}%",
-                                      f"is right on {slopes}% at 256", f"are right on {far}% of",
-                                      f"16 places away on {near}%"]}.items():
+            "positional_sorting.py": [f"reversed lists {mirrored}% are", f"swaps {adjacent}%",
+                                      f"is right on {slopes}% at 256"]}.items():
             text = " ".join(TEXTS[name].replace("\n#", "").replace(" to ", "-").split())
             for sentence in sentences:
-                self.assertIn(sentence, text)
+                assert sentence in text, sentence
 
     def test_links_lead_somewhere(self):
         for name in tables.DOCUMENTS:

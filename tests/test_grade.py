@@ -69,11 +69,11 @@ class Grade(unittest.TestCase):
 
     def test_files_and_flags(self):
         files = {"a/beside.py": STUDENT, "b/beside.py": STUDENT.replace(FILL, "scores"),
-                 **dict.fromkeys(["a/0.py", "b/0.py"], "from beside import *"),
+                 "a/0.py": "from beside import *", "b/0.py": "from beside import *",
                  "c/0.py": "def f(:", "d/0.py": ""}
         result = self.grade(files, "missing.py")
         self.assertEqual((result.returncode, result.stdout.count("it is ignored")), (2, 4), result)
         self.assertRegex(result.stderr, r"\Ac/.* SyntaxError.*\nd/.* neither .*\nmissing.*\n\Z")
         files = {"0.py": STUDENT.replace("attn_mask == 0", "attn_mask")}
         self.assertEqual(self.grade(files, "--mask-true", "hides").returncode, 0)
-        self.assertRegex(self.grade({"0.py": "1 / 0"}, "--help").stdout, "is compared with")
+        self.assertRegex(self.grade({}, "--help").stdout, "is compared with")
