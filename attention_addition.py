@@ -497,10 +497,9 @@ def accuracy(model, problems, replace={}):
         return is_right(model, problems).double().mean().item()
 
 # 6a. What does each head attend to?
-# In seed 1 enc.L0.H2 joins the two digits of each column, and cross.L0.H2 reads the
-# next lower column, where the carry comes from
-# (attention_patterns/example_367+159.png). But weights say what a head looks at, not
-# what the model needs from it.
+# In attention_patterns/example_367+159.png (seed 1) enc.L0.H2 joins the two digits of
+# each column, and cross.L0.H2 reads the next lower column, where the carry comes from.
+# But weights say what a head looks at, not what the model needs from it.
 
 EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # 0 to 3 carries
 
@@ -669,8 +668,7 @@ def draw_interchange(table, title):
 # mean over validation problems with a carry into the column, or without. The true carry
 # decides which: one bit. Of a decoder head this is done where the digit is predicted,
 # of an encoder head at both digits of the column. Control: the carry of another
-# problem, which is another one in half of the problems, for two columns in three
-# quarters.
+# problem, which is wrong in half of the problems, for two columns in three quarters.
 #
 # Result (tests.tables: bits): wrong of all 810,000; control in percent of test problems
 #     model seed  head         carry into      wrong  control, %
