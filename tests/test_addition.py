@@ -118,6 +118,8 @@ class Addition(unittest.TestCase):
         _, _, outputs = run(MODEL, mirror)
         with add.replaced(MODEL, outputs):
             assert_close(MODEL(*tokens), MODEL(*tokenize(mirror, 2)))
+            wrong = torch.tensor(add.solve(MODEL, VAL)) != VAL.sum(1)
+        assert wrong.equal(~add.is_right(MODEL, mirror))
         with self.assertRaisesRegex(UserError, "among enc.L0.H0, enc.L0.H1, .* H9"):
             run(MODEL, VAL, {"enc.L0.H0": 0, "H9": 0})
         assert_close(MODEL(*tokens), before)

@@ -112,7 +112,7 @@ function claimSorter(name, said) {
 }
 function claimAdder(said) {
   const [, a, b, answer, verdict, right] =
-    said.match(/^(\d+).(\d+): the model answers (\d+), (right|wrong) .*?(\d+) of 500/);
+    said.match(/^(\d+).(\d+): the model answers (\d+), (right|wrong) .*?(\d+) of 500/) ?? [];
   if ((verdict === "right") !== (+a + +b === +answer)) errors.push(said);
   const [head, state] = Object.entries(adder.states)[0] ?? [""], { problems } = adder;
   const shown = { mean: problems, patch: [[347, 159]] }[state] ?? [];

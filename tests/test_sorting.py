@@ -189,3 +189,10 @@ class Sorting(unittest.TestCase):
             for line in ax.lines[:5]:
                 scores = results[line.get_label() + end]["16"]
                 assert line.get_ydata()[0] == 100 * scores["accuracy"]
+
+    def test_grid(self):
+        """Numbers are at their rows and columns."""
+        grid = np.random.rand(6, 6)
+        for text in sort.draw_waves(grid, 1).axes[0].texts:
+            j, i = text.get_position()
+            assert text.get_text() == f"{100 * grid[i, j]:.0f}"
