@@ -44,7 +44,7 @@ class Config:
     """All that decides what a model becomes. Each is a flag: --pe rope --causal."""
     pe: str = "alibi"           # the positional encoding, a name in ENCODINGS
     causal: bool = False        # a causal mask: a number sees earlier numbers only
-    random_start: bool = False  # training lists start at any position to 105, not at 0
+    random_start: bool = False  # training lists start at any position to 105 (section 7b)
     slope: float = 4.0          # of the first head of alibi (section 2)
     max_len: int = 512          # rows of the learned table
     n_train: int = 10_000       # lists to learn from,
@@ -183,9 +183,11 @@ def load_data(folder, names, config):
     return {name: to_data(*zip(*records)) for name, records in files.items()}
 
 # ---- 2. Five positional encodings ----------------------------------------------------
-# Attention replaces the vector of each number by a weighted mean of the vectors of all
-# numbers. Permute the numbers, and the outputs are permuted in the same way. Then max
-# pooling takes the largest value of each channel among them, and the order is gone.
+# A positional encoding tells a model where in the list each number stands. Without it
+# attention replaces the vector of each number by a weighted mean of the vectors of all.
+# Permute the numbers, and the outputs are permuted in the same way. At the end of this
+# model max pooling takes the largest value of each channel among them, and the order is
+# gone.
 #
 # With a causal mask a number attends to itself and to earlier numbers only. So a head
 # can look for an earlier number that is larger, and a sorted list has none. The mask
@@ -234,9 +236,10 @@ def sinusoids(position, d_model):
 # the same angle, wherever it starts (the addition theorem), and a matrix can rotate.
 #     q = W_q waves(i)     W_q: rotate one position back
 #     k = W_k waves(j)     W_k: leave as it is
-# Then the score q k^T, a sum of cosines, is largest for j = i - 1, where all are 1, at
-# any i, in training or beyond. But the values and the feed-forward network read the
-# waves too, and values of slow waves that never occurred may do harm there.
+# Then each pair of channels adds cos(w (i - 1 - j)) to the score q k^T, which is 1 at j
+# = i - 1 for all its frequencies w, at any i, in training or beyond. So a head can
+# fetch the number before, for the feed-forward network to compare. But that network
+# reads the waves too, and values of slow waves that never occurred may do harm there.
 
 class Sinusoidal(Encoding):
     """Fixed waves, added to the embedded numbers."""
@@ -496,8 +499,8 @@ def name_of(config):
 # ALiBi without a mask cannot be right on all: its bias depends on |i - j|, and pooling
 # ignores the order, so a list and its mirror image get the same answer. Of reversed
 # lists 4 to 6% are right, of adjacent swaps 72 to 76% (why, we did not test), of other
-# lists 90% or more. With the paper's slopes (--slope 0.25), not chosen for this task,
-# ALiBi with a mask is right on 97 to 99% at 256.
+# lists 90% or more. Its slopes were chosen on this task. With those of the paper
+# (--slope 0.25) ALiBi with a mask is right on 97 to 99% at 256.
 
 def extrapolate(models, data, out):
     """--mode extrapolate: test models {setting: model} on {length: data}."""
@@ -559,11 +562,12 @@ def changed(encoding, **methods):
 # start at 0 to 105. Then lists of 16 start anywhere: positions are new, distances are
 # not.
 #
-# In the 120 positions of training the four fast waves, of periods 6 to 35, make three
-# turns or more. Of the twelve slow ones ten, of periods 199 and more, make less than
-# one: beyond training they have values that never occurred. Hypothesis: only slow waves
-# fail. (In trials the wave of period 63 failed too, so 63 and 112 count as slow. The
-# ten fresh models of 7c had no part in that.)
+# Up to position 120 the four fast waves, of periods 6 to 35, make three turns or more.
+# Of the twelve slow ones ten, of periods 199 and more, make less than one: beyond
+# training they have values that never occurred. Hypothesis: only slow waves fail.
+# (Those of periods 63 and 112 make one to two turns. In trials that of 63 failed too,
+# why we do not know, so we call slow what makes less than two. The fresh models of 7c
+# had no part in that.)
 #
 # In one list slow waves can start at one position (rows of the grid) and fast ones at
 # another (columns). If only slow waves fail, the last three rows fail; if only fast
@@ -633,19 +637,20 @@ def draw_waves(grid, seed):
 #     learned     window      86-92   89-94  88-93   87-93   50-72   50
 #
 # Only both together are enough. Ten fresh models show the same, but for one that
-# learned its task less well. In the grid of 7b the least accuracy within training
-# exceeds the highest beyond by this gap in each model:
+# learned its task less well. In the grid of 7b each model is better, wherever slow
+# waves start within training, than anywhere beyond, by this gap or more:
 #
 # Result (tests.tables: fresh): percent right (python -m tests.confirm sorter)
 #     models  256 as it is  256 window  256 kept  256 both  gap, points
 #     9       50            51-97       50        100       6-36
 #     1       50            77          50        93        11
 #
-# So why does a sinusoidal encoding extrapolate while a learned one fails, as is said?
-# As it is, neither does: both are at chance at 256. But fast waves work at any position
-# tested, and slow ones can be kept as in training. A table has only untrained rows
-# beyond 120: with the window it is right that far and no further. (The window leaves
-# fewer keys too. Whether it helps by that, or by distances alone, we did not test.)
+# So why does a sinusoidal encoding extrapolate while a learned one fails, as is often
+# said? As it is, neither does: both are at chance at 256. But fast waves work at any
+# position tested, and slow ones can be kept as in training. A table has only untrained
+# rows beyond 120, so with the window it is as right as on short lists, but no further.
+# (The window leaves fewer keys too. Whether it helps by that, or by distances alone, we
+# did not test.)
 
 def window(encoding):
     """The encoding, but a number attends only to those less than 16 places away."""
@@ -676,10 +681,11 @@ def measure(model, data, experiments):
 
 # 7d. And with a causal mask?
 # Here order can come from the mask alone. The window leaves no new distance, and no
-# more keys than in training. Log n is for the number of keys alone: a key whose score
-# is s above n - 1 equal others has the weight e^s / (e^s + n - 1), which falls as n
-# grows (dilution). Scores times log n / log 16, for n > 16 keys (Chen et al. 2025),
-# turn e^s into n^(s / log 16), which grows too.
+# more keys than in training. What do more keys do? A key whose score is s above n - 1
+# equal others has the weight e^s / (e^s + n - 1), which falls as n grows (dilution).
+# Log n: scores times log n / log 16, for n > 16 keys (Chen et al. 2025), turn e^s into
+# n^(s / log 16), which grows with n. This changes no distance, so it tests dilution
+# alone.
 #
 # Result (tests.tables: causal): percent right with a causal mask, 5 model seeds
 #     encoding  experiment  8-16  256
@@ -691,8 +697,9 @@ def measure(model, data, experiments):
 #     rope      log n       100   50-52
 #
 # Without encoding log n is enough, so dilution can explain the loss. RoPE comes back
-# with the window, not with log n, so distances are likelier. ALiBi gives far keys a
-# small weight by construction; whether this is what helps it, we did not test.
+# with the window, not with log n, so distances are likelier. Not tested: why sinusoidal
+# and learned fail with a mask too, and whether its small weights for far keys help
+# ALiBi.
 
 def log_n(encoding):
     """The encoding, but scores grow with log n if a query sees n keys (causal mask)."""

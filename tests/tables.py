@@ -109,14 +109,13 @@ def who(columns=("tens", "hundreds")):
     return ["model seed", "digit", "carry", "column"], rows
 
 def tens():
-    """Of the tens only; with the head that brings both most often, and the control of seed 1."""
+    """Of the tens only, and the control of seed 1."""
     _, rows = who(["tens"])
-    for row, heads in zip(rows, each(brings(), "brought", "tens")):
-        row[1:] = [*row[2:], percent(max(each(heads.values(), "both")))]
+    rows = [[seed, *heads] for seed, _, *heads in rows]
     control = brings()[0]["unrelated"]["tens"]
     rows.append(["1, control", f"cross.L0.H2 {percent(control['cross.L0.H2']['carry'])}",
-                 f"cross.L0.H0 {percent(control['cross.L0.H0']['column'])}", ""])
-    return ["model seed", "carry", "column", "both"], rows
+                 f"cross.L0.H0 {percent(control['cross.L0.H0']['column'])}"])
+    return ["model seed", "carry", "column"], rows
 
 def bits():
     rows = []

@@ -18,8 +18,8 @@ from tests.command import TOP, contents, run
 SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py": positional_sorting}
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
-BUDGETS = {"attention_addition.py": (5500, 830), "positional_sorting.py": (5700, 865),
-           "common.py": (1570, 210), "tests": (13_400, 1_600)}  # code tokens, lines
+BUDGETS = {"attention_addition.py": (5500, 830), "positional_sorting.py": (5700, 870),
+           "common.py": (1570, 210), "tests": (13_450, 1_600)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
@@ -43,7 +43,11 @@ class Documents(unittest.TestCase):
         for (heads, x), (others, y) in [who.values() for who in tables.each(fresh, "who", "tens")]:
             apart += min(x, y) >= 0.9 and "enc" not in heads + others
         _, ((_, cross, encoder, *_), (*_, none), _) = tables.confirmed()
-        _, ((heads, most, _),) = tables.one_bit()
+        _, ((heads, wrong_bits, _),) = tables.one_bit()
+        assert wrong_bits == 0
+        single = [found["tens"] for found in tables.each(tables.brings(), "brought")]
+        most = tables.percent(max(max(tables.each(rows.values(), "both")) for rows in single))
+        alone = tables.percent(single[0]["cross.L0.H0"]["column"])
         _, ((_, adjacent, *_, mirrored),) = tables.mirror()
         (slopes,) = tables.accuracies("alibi-causal", ["256"], "paper_slopes/sorting")
         _, ((_, *_, both, _), (*_, other, _)) = tables.fresh()
@@ -51,8 +55,9 @@ class Documents(unittest.TestCase):
             "README.md": [f"in {wrong.count(0)} of {len(wrong)} fresh ones",
                           f"{cross} bring the carry into the tens by one such head, {encoder} by",
                           f"Of ten fresh models nine are then right on {both}%, one on {other}%"],
-            "attention_addition.py": [f"{apart} are like the four, and in {none} no two",
-                                      f"{heads[:2]} such heads, {most} of 35,218"],
+            "attention_addition.py": [f"{apart} are like the four, and {none} like seed 4",
+                                      f"{heads[-9:-7]} have such heads, {heads[:2]} in all",
+                                      f"in more than {most}%", f"in {alone}%"],
             "positional_sorting.py": [f"reversed lists {mirrored}% are", f"swaps {adjacent}%",
                                       f"is right on {slopes}% at 256"]}.items():
             text = " ".join(TEXTS[name].replace("\n#", "").replace(" to ", "-").split())
