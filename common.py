@@ -9,7 +9,7 @@ import pickle
 import re
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -120,7 +120,9 @@ def side_by_side(function, jobs):
     pool = ProcessPoolExecutor(min(CORES, len(jobs)), spawn, prepare)
     began = time.time()
     try:
-        for done, _ in enumerate(pool.map(function, *zip(*jobs)), 1):
+        futures = [pool.submit(function, *job) for job in jobs]
+        for done, future in enumerate(as_completed(futures), 1):
+            future.result()
             rest = (time.time() - began) * (len(jobs) / done - 1)
             print(f"{done} of {len(jobs)} done, {rest:.0f} seconds to go", file=sys.stderr)
     finally:
