@@ -521,12 +521,12 @@ def draw_lengths(results):
         percent = [100 * scores["accuracy"] for scores in row.values()]
         if "random" not in name or len(results) == 1:  # those are of section 7
             ax.plot(list(row), percent, marker=marker, label=name.replace("-causal", ""))
+            ax.legend(loc="center left", fontsize="small")
     for ax, title in zip(axes, ("no mask", "causal mask")):
         ax.axvspan(-0.5, 1.5, color="0.93")
         ax.axhline(50, color="black", linestyle="dotted")
         ax.set(title=title, ylim=(44, 103), xlabel="numbers in the list (grey: as in training)",
                ylabel="balanced accuracy (%); dotted: chance")
-        ax.legend(loc="center left", fontsize="small")
     best = max(results, key=lambda name: results[name]["256"]["accuracy"])
     fig.suptitle("Trained on 8 to 16 numbers. Best on 256 with one model seed: "
                  f"{best}, {results[best]['256']['accuracy']:.0%}")
