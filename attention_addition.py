@@ -245,11 +245,12 @@ class MultiHeadAttention(nn.Module):
         return self.output(heads.transpose(1, 2).flatten(2))  # concatenated, then mixed: (B, T, C)
 
 # ---- 3. The model --------------------------------------------------------------------
-# The encoder runs once per problem. Its output, a vector per source token, is called
-# the memory. In generation the decoder runs once per digit: each of its tokens attends
-# to itself and earlier ones (self-attention), then to the memory (cross-attention).
-# Attention ignores order: a weighted sum over keys is the same in any order. So each
-# position has a learned vector, added to the embedding of its token.
+# The encoder runs once per problem; each of its tokens attends to all. Its output, a
+# vector per source token, is called the memory. In generation the decoder runs once per
+# digit: each of its tokens attends to itself and earlier ones (self-attention), then to
+# the memory (cross-attention). Attention ignores order: a weighted sum over keys is the
+# same in any order. So each position has a learned vector, which is added to that of
+# its token (the embedding).
 #
 # Attention moves information between tokens, the feed-forward network computes on each
 # token alone. Every such sublayer adds its result to the hidden state x, also called

@@ -3,7 +3,7 @@
 A transformer encoder reads a list of numbers and decides whether it is sorted. It
 learns from lists of 8 to 16 numbers and is tested on up to 256 (length generalization).
 Vaswani et al. 2017 chose sinusoidal encodings because they "may allow the model to
-extrapolate". We compare five encodings, and look for what stops them.
+extrapolate". We compare four encodings and none, and look for what stops them.
 
   python positional_sorting.py "3 15 27 41 55 61 88 70"   ask, two seconds
   python positional_sorting.py                            train, test, explain: minutes
@@ -182,7 +182,7 @@ def load_data(folder, names, config):
     files = common.load_records(folder, names, made_with, make, read)
     return {name: to_data(*zip(*records)) for name, records in files.items()}
 
-# ---- 2. Five positional encodings ----------------------------------------------------
+# ---- 2. Positional encodings: four, and none -----------------------------------------
 # A positional encoding tells a model where in the list each number stands. Without it
 # attention replaces the vector of each number by a weighted mean of the vectors of all.
 # Permute the numbers, and the outputs are permuted in the same way. At the end of this
@@ -405,7 +405,7 @@ TRAINED = 120     # the last position of training, then
 def add_constant(lists, generator):
     """Add a random amount to each list (B, T); its numbers stay from 0 to 99."""
     present = lists != PAD
-    smallest = lists.amin(dim=1, keepdim=True)                          # (B, 1)
+    smallest = lists.amin(dim=1, keepdim=True)                          # (B, 1); PAD is larger
     largest = lists.masked_fill(~present, 0).amax(dim=1, keepdim=True)  # (B, 1)
     room = N_NUMBERS - (largest - smallest)
     chance = torch.rand(len(lists), 1, generator=generator)
@@ -818,7 +818,7 @@ def analyze(models, data, out):
     waves = measure_waves(sinusoidal, data["16"])
     found = {"waves": waves,
              "sinusoidal": measure(sinusoidal, data, [as_it_is, window, kept, both]),
-             "learned": measure(models["learned-random-start"], data, [window])}
+             "learned": measure(models["learned-random-start"], data, [as_it_is, window])}
     for pe in ("none", "rope"):
         found[f"{pe}-causal"] = measure(models[f"{pe}-causal"], data, [window, log_n])
     for pe in ("alibi", "none"):
