@@ -188,8 +188,7 @@ def as_it_is(setting, name):
     return [name, "as it is", *accuracies(setting, LENGTHS)]
 
 def long():
-    rows = [*experiments("sinusoidal", "sinusoidal"), as_it_is("learned-random-start", "learned"),
-            *experiments("learned", "learned")]
+    rows = experiments("sinusoidal", "sinusoidal") + experiments("learned", "learned")
     return ["encoding", "experiment", *LENGTHS], rows
 
 def causal():

@@ -51,6 +51,8 @@ class Documents(unittest.TestCase):
         _, ((_, adjacent, *_, mirrored),) = tables.mirror()
         (slopes,) = tables.accuracies("alibi-causal", ["256"], "paper_slopes/sorting")
         _, ((_, *_, both, _), (*_, other, _)) = tables.fresh()
+        gaps = [min(map(min, g[:3])) - max(map(max, g[3:])) for g in tables.each(
+            tables.models("sorting", "analysis/analysis"), "waves")]
         for name, sentences in {
             "README.md": [f"in {wrong.count(0)} of {len(wrong)} fresh ones",
                           f"{cross} bring the carry into the tens by one such head, {encoder} by",
@@ -59,7 +61,8 @@ class Documents(unittest.TestCase):
                                       f"{heads[-9:-7]} have such heads, {heads[:2]} in all",
                                       f"in more than {most}%", f"in {alone}%"],
             "positional_sorting.py": [f"reversed lists {mirrored}% are", f"swaps {adjacent}%",
-                                      f"is right on {slopes}% at 256"]}.items():
+                                      f"is right on {slopes}% at 256",
+                                      f"beyond, by {tables.spread(gaps)} points"]}.items():
             text = " ".join(TEXTS[name].replace("\n#", "").replace(" to ", "-").split())
             for sentence in sentences:
                 assert sentence in text, sentence
