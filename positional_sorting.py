@@ -639,7 +639,7 @@ def draw_waves(grid, seed):
 # Only both together are enough. Ten fresh models show the same, but for one that
 # learned its task less well. The last column is the gap of 7b:
 #
-# Result (tests.tables: fresh): percent right, 256 numbers (python -m tests.confirm sorter)
+# Result (tests.tables: fresh): percent right (python -m tests.confirm sorter)
 #     models  256 as it is  256 window  256 kept  256 both  gap, points
 #     9       50            51-97       50        100       6-36
 #     1       50            77          50        93        11
