@@ -754,8 +754,10 @@ def train_and_save(config, data, path):
     if accuracy(model, data["test"]) > right:
         print("with the correct digits before it the model is better: it sees ahead", flush=True)
     elif right >= 0.99 and config.num_digits <= 3:
-        log["wrong"] = count_wrong(model, all_problems(config.num_digits))
-        print(f"model seed {config.model_seed}: {log['wrong']:,} of all problems wrong", flush=True)
+        problems = all_problems(config.num_digits)
+        log["wrong"] = count_wrong(model, problems)
+        print(f"model seed {config.model_seed}: {log['wrong']:,} of all {len(problems):,} problems "
+              "wrong", flush=True)
     common.save_training(path, model, log, math.log(10), title)
 
 def load(path, typed={}):
