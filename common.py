@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import multiprocessing
+import os
 import pickle
 import re
 import sys
@@ -202,6 +203,9 @@ def run(main, parser, Config):
             typed["model_seed"] = typed.get("model_seed", 1) + 1
             main(args, typed)
     except KeyboardInterrupt:
-        parser.exit(130, "interrupted; all files are whole: type the same again\n")
+        print("interrupted; all files are whole: type the same again", file=sys.stderr)
+        if sys.version_info < (3, 11):  # which would wait for workers for ever
+            os._exit(130)
+        sys.exit(130)
     except (UserError, OSError, BrokenProcessPool) as error:
         parser.exit(2, f"error: {' '.join(str(error).split())}\n")

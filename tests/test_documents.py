@@ -20,7 +20,7 @@ SCRIPTS = {"attention_addition.py": attention_addition, "positional_sorting.py":
 TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SCRIPTS}
 README = TEXTS["README.md"]
 BUDGETS = {"attention_addition.py": (5500, 830), "positional_sorting.py": (5700, 870),
-           "common.py": (1590, 210), "tests": (13_500, 1_600)}  # code tokens, lines
+           "common.py": (1610, 212), "tests": (13_500, 1_600)}  # code tokens, lines
 
 def tokens_by_line(source):
     """{line: how many code tokens it holds}, without comments and docstrings."""
