@@ -223,8 +223,8 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # sqrt(d) is for q and k of variance 1. They have 1/3: each is a sum of C inputs of
-        # variance 1 (LayerNorm) times weights of 1/(3C) (nn.Linear). Doubled, 4/3.
+        # sqrt(d) is for q and k of variance 1. They have 1/3: each is a sum of C inputs
+        # (variance 1, LayerNorm) times weights (1/(3C), nn.Linear). Doubled, 4/3.
         self.query.weight.data *= 2
         self.key.weight.data *= 2
         self.replace = {}  # {number of a head: what to put in the place of its output}
