@@ -178,10 +178,9 @@ def load_data(folder, config):
 # causal mask) it would copy the digit that it has to predict, and fail in generation.
 #
 # Step 4, several heads: a digit needs its column, and whether a carry arrives from the
-# next lower one. One softmax gives one mean of
-# both. So q, k and v are cut into n_head parts
-# (heads) of d_head = C / n_head channels, each with its own softmax. A fourth matrix
-# mixes their outputs.
+# next lower one. One softmax gives one mean of both. So q, k and v are cut into n_head
+# parts (heads) of d_head = C / n_head channels, each with its own softmax. A fourth
+# matrix mixes their outputs.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
     """Steps 1 to 3: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, section 3.2.1).
@@ -470,14 +469,15 @@ def replaced(model, outputs):
     heads = heads_of(model)
     if outputs.keys() - heads.keys():
         raise UserError(f"expected heads among {', '.join(heads)}, found {', '.join(outputs)}")
-    for head, output in outputs.items():
-        attention, h = heads[head]
-        attention.replace[h] = output
     try:
+        for head, output in outputs.items():
+            attention, h = heads[head]
+            attention.replace[h] = output
         yield
     finally:
-        for attention, _ in heads.values():
-            attention.replace.clear()
+        for head in outputs:  # and not those of a with block around this
+            attention, h = heads[head]
+            attention.replace.pop(h, None)
 
 @torch.inference_mode()
 def run(model, problems, replace={}):

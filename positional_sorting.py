@@ -499,7 +499,7 @@ def name_of(config):
 # ALiBi without a mask cannot be right on all: its bias depends on |i - j|, and pooling
 # ignores the order, so a list and its mirror image get the same answer. Of reversed
 # lists 4 to 10% are right, of adjacent swaps 71 to 76% (why, we did not test), of other
-# lists 90% or more. Its slopes were chosen on this task. With those of the paper
+# lists 90% or more. The slopes were chosen on this task. With those of the paper
 # (--slope 0.25) ALiBi with a mask is right on 97 to 99% at 256.
 
 def extrapolate(models, data, out):

@@ -112,6 +112,7 @@ class Addition(unittest.TestCase):
         tokens = tokenize(VAL, 2)
         before = MODEL(*tokens)
         with add.replaced(MODEL, {"enc.L0.H0": 0, "dec.L0.H3": torch.zeros(1, 5, 16)}):
+            run(MODEL, VAL, {"enc.L0.H1": 0})  # a block within this one does not end it
             assert_close(MODEL(*tokens), zeroed(*tokens))
             assert add.solve(MODEL, VAL) == add.solve(zeroed, VAL)
         mirror = VAL.flip(1)  # b+a has the same sum: only heads tell the decoder which it is
