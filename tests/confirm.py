@@ -38,7 +38,10 @@ def confirm_sorter(seeds, path):
     model, _ = sort.train(config, data)
     lists = {str(n): data[f"extrapolation/{n}"] for n in sort.LONG}
     grid = sort.measure_waves(model, lists["16"])
-    long = sort.measure(model, lists, [sort.as_it_is, sort.window, sort.kept, sort.both])
+    e = model.encoding
+    ways = {"as_it_is": e, "window": sort.window(e), "kept": sort.kept(e),
+            "both": sort.window(sort.kept(e))}
+    long = sort.measure(model, lists, ways)
     common.save_json(path, {"seeds": seeds, "grid": grid, "long": long})
 
 TASKS = {  # folder, function, pairs of data seed and model seed

@@ -136,6 +136,8 @@ class Commands(unittest.TestCase):
                 self.wrong(script, train, "train.json")
             own.unlink()
             self.wrong(script, train, f"No such file .*{folder}/train.json")
+        own.write_text(f"[{lines[0]}]")
+        self.wrong(sort, train, "one sorted and one unsorted")
 
     def test_what_is_no_model(self):
         for script, path in MODEL.items():
@@ -188,11 +190,10 @@ class Commands(unittest.TestCase):
                 "--n-head 3": "multiple of twice --n-head", "--mode infer": "questions go with",
                 "--mode train 34+15": "questions go with", "'5 6;7'": "expected",
                 "--mode train --lr 1e30 {}": "type a smaller --lr"}
-        of_one = {add: {"--num-digits 1 --data-dir new": "only 45 pairs; type --n-train",
+        of_one = {add: {"--num-digits 1 --data-dir new": "only 45 pairs; type smaller --n-train",
                         "34": "as in 347.159", "1+2": "from 10 to 99", "34+150": "from 10 to 99"},
                   sort: {"--pe sinus": "type one of none, sinus", "'3'": "2 to 512 numbers",
-                         "'3 100'": "from 0 to 99", "'3 -1'": "from 0 to 99",
-                         "{} --n-val 1 --data-dir new": "one sorted and one unsorted"}}
+                         "'3 100'": "from 0 to 99", "'3 -1'": "from 0 to 99"}}
         for script, more in of_one.items():
             for line, sentence in {**both, **more}.items():
                 self.wrong(script, line.replace("{}", TINY[script]), sentence)

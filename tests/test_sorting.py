@@ -193,6 +193,6 @@ class Sorting(unittest.TestCase):
     def test_grid(self):
         """Numbers are at their rows and columns."""
         grid = np.random.rand(6, 6)
-        for text in sort.draw_waves(grid, 1).axes[0].texts:
+        for text in sort.draw_waves(grid, SMALL).axes[0].texts:
             j, i = text.get_position()
             assert text.get_text() == f"{100 * grid[i, j]:.0f}"
