@@ -625,7 +625,7 @@ def draw_interchange(table, title):
 # problems, for two columns in three quarters.
 #
 # Result: with this bit 0 of all 810,000 problems are wrong in each of model seeds 1 to
-# 4 (5 has no such head), in the control 51 to 75% of the test problems. The 40 fresh
+# 4 (5 has no such head), in the control at least 51% of the test problems. The 40 fresh
 # models have 40 such heads, with 0 of 35,218 wrong for each. So one bit is all that the
 # model needs from them there. How a head finds it is not shown.
 def one_bit(model, val, head, columns, problems, roll=0):

@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch.autograd.functional import vjp
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 B, H, T, D, C = 2, 3, 5, 8, 24  # examples, heads, tokens, d_head, d_model: if mixed up, it shows
@@ -53,8 +52,6 @@ def check_values(attend, x, output):
         "a causal mask is always on; apply the one that is given": attention(q, k, v, CAUSAL)}
     words = [fault for fault in faults if close(output, faults[fault])]
     check("output", close(output, attention(q, k, v)), *words or ["it differs from PyTorch's"])
-    ours, right = [vjp(f, x, output)[1] for f in (attend, lambda x: attention(*x[:3]))]
-    check("gradient", close(ours, right), "part is lost; leave out detach, data, no_grad")
 
 def check_heads(attend, x, output):
     one = x[..., :1, :]

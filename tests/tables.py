@@ -55,30 +55,26 @@ def each(found, *keys):
         found = [result[key] for result in found]
     return found
 
-def percent(value, digits=0):
-    return f"{100 * value:.{digits}f}"
+def percent(value):
+    return f"{100 * value:.0f}"
 
 def spread(values):
     """The range of some fractions in percent: 98-100."""
     ends = [percent(min(values)), percent(max(values))]
     return "-".join(dict.fromkeys(ends))
 
-def merged(found, merge=spread):
-    """The same things of several models in one: merge makes one of each number in them."""
+def merged(found):
+    """The same things of several models in one, with the range of each number in them."""
     first, *_ = found
     if isinstance(first, dict):
-        return {key: merged(each(found, key), merge) for key in first}
+        return {key: merged(each(found, key)) for key in first}
     if isinstance(first, list):
-        return [merged(values, merge) for values in zip(*found)]
-    return merge(found)
+        return [merged(values) for values in zip(*found)]
+    return spread(found)
 
 # Each table below is its first row and its other rows.
 
 # ---- Addition ------------------------------------------------------------------------
-
-def errors():
-    wrong = each(models("addition", "training_log"), "wrong")
-    return ["model seed", 1, 2, 3, 4, 5], [["wrong", *wrong]]
 
 def ablation():
     found, *_ = models("addition", "head_analysis/ablation")
@@ -91,30 +87,26 @@ def ablation():
         rows.append([name, *(percent(left[head]) for head in heads), others])
     return ["", *heads, f"the other {len(rest)}"], rows
 
-def idle():
-    found = models("addition", "head_analysis/ablation")
-    counts = [len(heads) for heads in each(found, "idle")]
-    row = [f"{min(counts)}-{max(counts)} of 12", max(each(found, "wrong_without_idle"))]
-    return ["idle heads", "wrong of 810,000 without them, at most"], [row]
-
 def brings():
     return models("addition", "head_analysis/brings")
 
-def who(columns=("tens", "hundreds")):
+def who():
+    """And the control of seed 1."""
     rows = []
     for seed, found in enumerate(brings(), 1):
-        for column in columns:
+        for column in ("tens", "hundreds"):
             heads = [found["who"][column][what] for what in ("carry", "column")]
             rows.append([seed, column, *(f"{head} {percent(x)}" for head, x in heads)])
+    for column in ("tens", "hundreds"):
+        control = brings()[0]["unrelated"][column]
+        carry, others = control["cross.L0.H2"]["carry"], control["cross.L0.H0"]["column"]
+        rows.append(["1, control", column, f"cross.L0.H2 {percent(carry)}",
+                     f"cross.L0.H0 {percent(others)}"])
     return ["model seed", "digit", "carry", "column"], rows
 
 def tens():
-    """Of the tens only, and the control of seed 1."""
-    _, rows = who(["tens"])
-    rows = [[seed, *heads] for seed, _, *heads in rows]
-    control = brings()[0]["unrelated"]["tens"]
-    rows.append(["1, control", f"cross.L0.H2 {percent(control['cross.L0.H2']['carry'])}",
-                 f"cross.L0.H0 {percent(control['cross.L0.H0']['column'])}"])
+    _, rows = who()
+    rows = [[seed, *heads] for seed, digit, *heads in rows if digit == "tens"]
     return ["model seed", "carry", "column"], rows
 
 def bits():
@@ -136,14 +128,6 @@ def confirmed():
             ways[re.sub(r"\.L0\.H\d", "", heads) if fraction >= 0.9 else "no two"] += 1
         rows.append([f"{column}, {what}", *(ways[kind] for kind in kinds)])
     return [f"of {len(who)} models by", *kinds], rows
-
-def one_bit():
-    """Over the models of tests.confirm: errors of 35,218 problems if a head says one bit."""
-    said = list(filter(None, each(lines_of("addition/confirm.json"), "one_bit")))
-    heads = [found for heads in said for found in heads.values()]
-    control = spread([x / 2000 for x in each(heads, "control")])
-    row = [f"{len(heads)} in {len(said)} models", max(each(heads, "wrong")), control]
-    return ["heads", "wrong of 35,218, at most", "control, %"], [row]
 
 # ---- Sorting -------------------------------------------------------------------------
 
@@ -198,27 +182,47 @@ def causal():
     rows = [[*row[:3], row[-1]] for row in rows]
     return ["encoding", "experiment", "8-16", "256"], rows
 
-def swaps():
-    rows = []
-    for pe in ("alibi", "none"):
-        for length, turned in analysis(f"swaps, {pe}").items():
-            rows.append([pe, length, *turned.values()])
-    return ["encoding", "numbers", "larger hidden", "other hidden"], rows
+def gaps(grids):
+    """By how much slow waves from within training are better than from beyond, at least."""
+    grids = np.array(grids)
+    return spread(grids[:, :3].min((1, 2)) - grids[:, 3:].max((1, 2)))
 
 def fresh():
-    """The experiments on the models of tests.confirm, and by how much the grid separates: those
-    that have learned the task (99% of lists of 16), and the others."""
-    rows = []
-    for learned in (True, False):
-        found = []
-        for model in lines_of("sorting/confirm.json"):
-            if (model["long"]["as_it_is"]["16"] >= 0.99) == learned:
-                grid = np.array(model["grid"])
-                gap = grid[:3].min() - grid[3:].max()
-                found.append([*each(model["long"].values(), "256"), gap])
-        rows.append([len(found), *merged(found)])
-    names = [f"256 {way.replace('_', ' ')}" for way in model["long"]]
-    return ["models", *names, "gap, points"], rows
+    """The experiments on the models of tests.confirm."""
+    found = lines_of("sorting/confirm.json")
+    long = merged(each(found, "long"))
+    row = [len(found), *each(long.values(), "256"), gaps(each(found, "grid"))]
+    return ["models", *(f"256 {way.replace('_', ' ')}" for way in long), "gap, points"], [row]
+
+def facts():
+    """Numbers in the texts that are in no table; of the 40 fresh adders those with "fresh"."""
+    fresh = lines_of("addition/confirm.json")
+    apart = 0  # models in which cross-attention alone brings both, by at most two heads each
+    for (heads, x), (others, y) in [who.values() for who in each(fresh, "who", "tens")]:
+        apart += min(x, y) >= 0.9 and "enc" not in heads + others
+    said = [found for heads in each(fresh, "one_bit") for found in heads.values()]
+    ablated = models("addition", "head_analysis/ablation")
+    idle = [len(heads) for heads in each(ablated, "idle")]
+    both = [max(each(rows.values(), "both")) for rows in each(brings(), "brought", "tens")]
+    found = models("sorting", "analysis/analysis")
+    waves = np.array(each(found, "waves"))
+    both_256 = each(lines_of("sorting/confirm.json"), "long", "both", "256")
+    swaps = [each(found, f"swaps, {pe}", n) for pe in ("alibi", "none") for n in ("16", "256")]
+    return ["fact", "value"], [
+        ["wrong", max(each(models("addition", "training_log"), "wrong"))],
+        ["idle", f"{min(idle)}-{max(idle)}"],
+        ["wrong without idle", max(each(ablated, "wrong_without_idle"))],
+        ["both by one head, at most", percent(max(both))],
+        ["fresh, right", each(fresh, "wrong").count(0)],
+        ["fresh, apart", apart],
+        ["fresh, heads", len(said)],
+        ["fresh, wrong", max(each(said, "wrong"))],
+        ["slow waves within", spread(waves[:, :3].ravel())],
+        ["slow waves beyond", spread(waves[:, 3:].ravel())],
+        ["gap", gaps(waves)],
+        ["fresh sorters, both", *map(percent, both_256)],
+        ["slopes of the paper", *accuracies("alibi-causal", ["256"], "paper_slopes/sorting")],
+        ["swaps", *merged(sum(swaps, [])).values()]]
 
 # ---- Where they go -------------------------------------------------------------------
 

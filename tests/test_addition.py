@@ -180,9 +180,6 @@ class Addition(unittest.TestCase):
                     output[tokens] = says[bool(a % 10 + b % 10 > 9)][tokens]
                 wrong = 400 * (1 - add.accuracy(MODEL, TEST, {head: own}))
                 assert add.one_bit(MODEL, VAL, head, [1], TEST, roll) == round(wrong)
-        with mock.patch.object(add, "one_bit", return_value=7):
-            found = add.measure_bits(MODEL, DATA, {"tens": {"carry": [head, 1]}}, ALL)
-        assert found == {head: {"columns": [1], "wrong": 7, "control": 7}}
 
     def test_draw_heads(self):
         names = {"enc": "12+9512+95", "dec": "107start10", "cro": "10712+95"}

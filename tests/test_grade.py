@@ -35,7 +35,6 @@ RIGHT = [  # what to replace, and by what
 ]
 WRONG = [  # the same, and what is said
     (" / q.shape[-1] ** 0.5", "", "output: the scores are not scaled; .*"),
-    ("True) @ v", "True).detach() @ v", "gradient: .*"),
     ("dropout_p, True", "0.5, True", "two calls: they differ; .*"),
     ("-torch.inf", "0", "mask: it leaks; .*"),
     ("attn_mask == 0", "attn_mask", "mask, inverted: .* --mask-true"),
