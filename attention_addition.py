@@ -5,9 +5,9 @@ the sum `0506` one digit at a time. The model learns from 10,000 problems and is
 on all 810,000. Then we look inside: what does each attention head read, which heads are
 needed, and what does each bring to the sum?
 
-  python attention_addition.py 347+159 999+999           ask the model, two seconds
+  python attention_addition.py 347+159 999+999           ask: two seconds
   python attention_addition.py                           train and look inside: minutes
-  python attention_addition.py --mode analyze 582+417    draw all heads on this problem
+  python attention_addition.py --mode analyze 582+417    draw all heads
 
 From Python, no file is read or written:
 
@@ -60,21 +60,20 @@ class Config:
 
 # ==== Part I, the lesson ==============================================================
 # ---- 1. The task and its data --------------------------------------------------------
-# Tokens 0 to 9 are digits, 10 is `+`, and 11 is the start token of an answer. The
-# source is a problem, the target its sum with n + 1 digits:
+# Tokens 0 to 9 are digits, 10 is `+`, 11 is the start token of an answer. The source is
+# a problem, the target its sum with n + 1 digits:
 #     347+159   source 3 4 7 + 1 5 9    target 0 5 0 6
-# This order is the hard one: the first digit depends on carries from all columns to its
-# right, before any of their digits is written.
+# This order is hard: the first digit depends on carries from all columns to its right.
 
 PLUS, START, N_TOKENS = 10, 11, 12
 COLUMNS = ["units", "tens", "hundreds", "thousands", "10^4", "10^5", "10^6"]  # of the sum
 
 def to_digits(number, width):
-    """Decimal digits, most significant first: 347 -> [3, 4, 7]; tensors (N,) -> [(N,), ...]."""
+    """Decimal digits, most significant first: 347 -> [3, 4, 7], of numbers or of tensors."""
     return [number // 10 ** k % 10 for k in reversed(range(width))]
 
 def from_digits(digits):
-    """The inverse: [3, 4, 7] -> 347, of numbers or of tensors."""
+    """The inverse: [3, 4, 7] -> 347."""
     number = 0
     for digit in digits:
         number = 10 * number + digit
@@ -88,10 +87,10 @@ def tokenize(problems, num_digits):
     target = to_digits(a + b, num_digits + 1)  # what the model is to learn
     return torch.stack(source, dim=1), torch.stack(target, dim=1)
 
-# a+b and b+a count as one problem, drawn at most once, so none is in training and test.
-# A column that sums to nine passes on a carry that arrives: 347+652 is 0999, but
-# 348+652 is 1000. Such carry chains are rare in random problems. So in half of the
-# draws for training (--carry-chains) most columns are made to sum to nine or ten.
+# a+b and b+a count as one problem, drawn at most once. A column that sums to nine
+# passes on a carry that arrives: 347+652 is 0999, but 348+652 is 1000. Such carry
+# chains are rare in random problems. So in half of the draws for training
+# (--carry-chains) most columns are made to sum to nine or ten.
 def add_carry_chain(a, b, num_digits, rng):
     """Replace each digit of b, with probability 0.7, so that the column sums to 9 or 10."""
     for k in range(num_digits):
@@ -100,7 +99,7 @@ def add_carry_chain(a, b, num_digits, rng):
             x = a // power % 10
             y = b // power % 10
             total = 9 + int(2 * rng.random())
-            b += (min(9, total - x) - y) * power  # if x is 0 no digit makes ten, so take nine
+            b += (min(9, total - x) - y) * power  # if x is 0, ten is out of reach
     return b
 
 def make_data(config):
@@ -122,7 +121,7 @@ def make_data(config):
             if split == "train" and rng.random() < config.carry_chains:
                 b = add_carry_chain(a, b, config.num_digits, rng)
             pair = (min(a, b), max(a, b))
-            if b >= low and pair not in seen:  # a chain may have put a zero in front of b
+            if b >= low and pair not in seen:  # a chain may begin b with zero
                 seen.add(pair)
                 problems.append((a, b))
         data[split] = torch.tensor(problems)
@@ -166,8 +165,7 @@ def load_data(folder, config):
 #
 # Step 4, several heads: a digit needs its column, and whether a carry arrives from the
 # next lower one. One softmax gives one mean of both. So q, k and v are cut into n_head
-# parts (heads) of d_head = C / n_head channels, each with its own softmax. A fourth
-# matrix mixes their outputs.
+# parts (heads) of d_head = C / n_head channels, each with its own softmax.
 
 def scaled_dot_product_attention(q, k, v, mask=None):
     """Steps 1 to 3: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, section 3.2.1).
@@ -208,8 +206,8 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        # sqrt(d) is for q and k of variance 1. They have 1/3: each is a sum of C inputs
-        # (variance 1, LayerNorm) times weights (1/(3C), nn.Linear). Doubled, 4/3.
+        # sqrt(d) is for q and k of variance 1. With the weights of nn.Linear they have 1/3
+        # at first; doubled, 4/3.
         self.query.weight.data *= 2
         self.key.weight.data *= 2
         self.replace = {}  # {number of a head: what to put in the place of its output}
@@ -239,8 +237,8 @@ class MultiHeadAttention(nn.Module):
 # Attention moves information between tokens, the feed-forward network computes on each
 # token alone. Every such sublayer adds its result to the hidden state x, also called
 # the residual stream. It reads a copy of x that LayerNorm has brought to mean 0 and
-# variance 1 (pre-norm). So x and its gradients have a path of plain additions, and
-# training is more stable (Xiong et al. 2020).
+# variance 1 (pre-norm; Xiong et al. 2020), so x and its gradients have a path of plain
+# additions.
 
 class Block(nn.Module):
     """Self-attention, in the decoder cross-attention too, then a feed-forward network."""
@@ -339,7 +337,7 @@ def evaluate(model, problems):
 
 @torch.inference_mode()
 def is_right(model, problems):
-    """Whether each of the problems is answered right, by one teacher-forced pass: (N,)."""
+    """Whether each problem is answered right, by one teacher-forced pass: (N,)."""
     source, target = tokenize(problems, model.config.num_digits)
     return (model(source, target).argmax(dim=-1) == target).all(dim=1)
 
@@ -349,15 +347,14 @@ def all_problems(num_digits):
     return torch.cartesian_prod(numbers, numbers)
 
 def count_wrong(model, problems):
-    """How many of the problems are answered wrong; in chunks, to save memory."""
+    """How many of the problems are wrong; in chunks, to save memory."""
     return sum((~is_right(model, chunk)).sum().item() for chunk in problems.split(1024))
 
 # ---- 5. Training ---------------------------------------------------------------------
 # The loss is the cross-entropy of the correct digits, all predicted at once by teacher
-# forcing. AdamW divides a running mean of the gradients by their usual size. Both rest
-# on few gradients at first, so the learning rate rises in a warm-up. At the end all
-# 810,000 problems are tested: 0 are wrong in each of model seeds 1 to 5. (If none of
-# 2,000 test problems is wrong, still 3 in 2,000 of all may be: 0.9985^2000 = 5%.)
+# forcing. AdamW's running means rest on few gradients at first, so the learning rate
+# rises in a warm-up. At the end all 810,000 problems are tested: 0 are wrong in each of
+# model seeds 1 to 5.
 
 def learning_rate(step, config):
     """Up in a warm-up, then constant, over the last 60% of the steps down to 0."""
@@ -371,14 +368,14 @@ def train(config, data):
     model = Adder(config)
     optimizer = common.adamw(model, config, beta2=0.95)
     n_batches = max(1, len(data["train"]) // config.batch_size)  # the rest is left out
-    # Two generators: the order of the batches does not depend on the coin (a+b or b+a).
+    # Two generators: the coin (a+b or b+a) does not change the order of the batches.
     shuffle = torch.Generator().manual_seed(config.model_seed)
     coin = torch.Generator().manual_seed(config.model_seed)
     history, losses = [], []
     every = max(1, config.steps // 5)
     best = None
     for step in range(1, config.steps + 1):
-        # the next batch: every epoch has a new order, every problem is a+b or b+a
+        # the next batch: a new order in every epoch, and a+b or b+a
         i = (step - 1) % n_batches
         if i == 0:
             order = torch.randperm(len(data["train"]), generator=shuffle)
@@ -398,7 +395,7 @@ def train(config, data):
         optimizer.step()
         losses.append(loss.item())
 
-        # about five times, the last at the end: validate, and keep the best weights
+        # about five times: validate, and keep the best weights
         if step % every == 0 or step == config.steps:
             val_loss, val_accuracy = evaluate(model, data["val"])
             if not math.isfinite(losses[-1] + val_loss):
@@ -422,8 +419,7 @@ def train(config, data):
 #     zero ablation        run(model, problems, {"cross.L0.H1": 0})
 #     mean ablation        run(model, problems, {"cross.L0.H1": its mean output})
 #     activation patching  run(model, problems, {"cross.L0.H1": that of other problems})
-# What comes after the head is computed with the new output. The heads beside it, and
-# the correct digits that the decoder reads, stay as they are.
+# The heads beside it, and the correct digits that the decoder reads, stay as they are.
 
 def heads_of(model):
     """{"enc.L0.H1": (its MultiHeadAttention, 1), ...} of all heads."""
@@ -453,7 +449,7 @@ def replaced(model, outputs):
 
 @torch.inference_mode()
 def run(model, problems, replace={}):
-    """Run the model, teacher-forced, with the outputs of some heads replaced.
+    """Run the model, teacher-forced, with some heads replaced.
 
     Returns digits (N, n+1), {head: weights (N, T, S)} and {head: output (N, T, d_head)}.
     """
@@ -466,18 +462,18 @@ def run(model, problems, replace={}):
     return digits, weights, outputs
 
 def accuracy(model, problems, replace={}):
-    """The fraction of problems answered right, with the outputs of some heads replaced."""
+    """The fraction of problems answered right, with some heads replaced."""
     with replaced(model, replace):
         return is_right(model, problems).double().mean().item()
 
 # 6a. What does each head attend to?
 # In attention_patterns/example_367+159.png (seed 1) enc.L0.H2 joins the two digits of
-# each column, and cross.L0.H2 reads the next lower column, where the carry comes from.
-# But weights say what a head looks at, not what the model needs from it.
+# each column, and cross.L0.H2 reads the next lower one, where the carry comes from. But
+# weights do not say what the model needs.
 EXAMPLES = [(241, 536), (347, 128), (367, 159), (199, 801), (999, 999)]  # 0 to 3 carries
 
 def draw_heads(model, a, b):
-    """Draw a heatmap per head on the problem a+b: rows are queries, columns are keys."""
+    """Draw the attention weights of every head on the problem a+b."""
     _, weights, _ = run(model, [(a, b)])
     source = list(f"{a}+{b}")
     _, (target,) = tokenize([(a, b)], model.config.num_digits)
@@ -507,7 +503,7 @@ def draw_heads(model, a, b):
 # at most one percentage point. None stands in for another: without all 7, 0 of 810,000
 # answers are wrong. In five model seeds 5 to 7 of the 12 are idle, again with 0 wrong.
 def ablate(model, data, problems):
-    """Accuracies on test problems without each head, and errors of problems without idle ones."""
+    """Accuracies on test problems without each head, and errors without all idle ones."""
     _, _, outputs = run(model, data["val"])
     right = accuracy(model, data["test"])
     zero, mean = {}, {}
@@ -544,9 +540,9 @@ def ablate(model, data, problems):
 #
 # So in four of five models different heads of the decoder bring carry and column, and
 # no head brings both in more than 41%. In seed 4 an encoder head brings the carry, and
-# no two heads the column; how it gets there, this does not say. Of 40 fresh models
-# (python -m tests.confirm adder) 18 are like the four, and 22 like seed 4 in the
-# column. In 22 one head of cross-attention brings the carry, in 15 one of the encoder.
+# no two heads the column; how is not shown. Of 40 fresh models 18 are like the four,
+# and 22 like seed 4 in the column. In 22 one head of cross-attention brings the carry,
+# in 15 one of the encoder.
 def carry_into(problems, column):
     """Whether a carry arrives in a column, 0 for the units: problems (..., 2) -> (...)."""
     return (problems % 10 ** column).sum(dim=-1) >= 10 ** column
@@ -578,7 +574,7 @@ def interchange(model, problems, groups, donor=1):
         for k, rows in enumerate(table.values()):
             expected = expected_digits(pairs, k, n)
             in_order = torch.stack(list(expected.values())).sort(dim=0).values
-            counts = (in_order.diff(dim=0) > 0).all(dim=0)    # (N,), pairs in which all differ
+            counts = (in_order.diff(dim=0) > 0).all(dim=0)    # (N,), where all differ
             rows[group] = {}
             for what, digit in expected.items():
                 fits = (answer[:, -1 - k] == digit)[counts]
@@ -596,13 +592,13 @@ def who_brings(model, problems):
         for what in ("carry", "column"):
             fraction = {group: row[what] for group, row in rows.items() if what in row}
             enough = [g for g in fraction if fraction[g] >= 0.9 and "+" not in g]
-            if fraction:  # no carry arrives in the units
+            if fraction:
                 best = max(enough or fraction, key=fraction.get)
                 found[column][what] = [best, fraction[best]]
     return found
 
 def draw_interchange(table, title):
-    """Draw what each head brings to each digit: a panel per digit, a bar per head."""
+    """Draw what each head brings: a panel per digit, a bar per head."""
     fig, axes = common.subplots(1, len(table), 4.5, sharey=True)
     fig.suptitle(title)
     colors = {"nothing": "0.85", "carry": "#E69F00", "column": "#0072B2", "both": "black"}
@@ -624,10 +620,10 @@ def draw_interchange(table, title):
 # decides which: one bit. Control: the carry of another problem, wrong in half of the
 # problems, for two columns in three quarters.
 #
-# Result: with this bit 0 of all 810,000 problems are wrong in each of model seeds 1 to
-# 4 (5 has no such head), in the control at least 51% of the test problems. The 40 fresh
-# models have 40 such heads, with 0 of 35,218 wrong for each. So one bit is all that the
-# model needs from them there. How a head finds it is not shown.
+# Result: with this bit 0 of all 810,000 problems are wrong in model seeds 1 to 4 (5 has
+# no such head), in the control at least 51% of the test problems. The 40 fresh models
+# have 40 such heads, with 0 of 35,218 wrong for each. So the model needs one bit from
+# them there. How a head finds it is not shown.
 def one_bit(model, val, head, columns, problems, roll=0):
     """How many problems are wrong if a head says one bit about these columns; roll=1: control."""
     _, _, outputs = run(model, val)
@@ -664,16 +660,15 @@ def measure_bits(model, data, who, problems):
 
 # 6e. So how does it add?
 # On 367+159 = 0526, model seed 1: in the encoder enc.L0.H2 lets each digit read the
-# other one of its column, so either stands for the column. Then the decoder reads by
-# cross-attention, and the feed-forward network has to add:
-#     digit         H0, H1 read              H2 reads                left to the network
-#     thousands 0   the 1 of 159, so 3+1     not needed: 3+1 < 9     no carry out: 0
-#     hundreds 5    the 1 of 159, so 3+1     6, so 6+5 carries       4 and a carry: 5
-#     tens 2        6 and 5, so 6+5          9, so 7+9 carries       11 and a carry: 2
-#     units 6       9 and 7, so 7+9          not needed              16: 6
+# other one of its column. Then the decoder reads by cross-attention:
+#     digit         H0, H1 read              H2 reads           left to the network
+#     thousands 0   1 of 159, so 3+1         not needed         no carry out: 0
+#     hundreds 5    1 of 159, so 3+1         6, so 6+5 carries  4 and a carry: 5
+#     tens 2        6 and 5, so 6+5          9, so 7+9 carries  11 and a carry: 2
+#     units 6       9 and 7, so 7+9          not needed         16: 6
 # In the tens H0 and H1 bring the column and H2 the carry (6c), as one bit (6d). Not
-# tested: that the encoder has already found that 7+9 carries, that the network adds,
-# and how a carry passes through a nine (as in 347+159).
+# tested: that the encoder has already found that 7+9 carries, that the feed-forward
+# network adds, and how a carry passes through a nine.
 
 # ---- 7. Command line -----------------------------------------------------------------
 def path_of(config, out):
@@ -682,7 +677,7 @@ def path_of(config, out):
     return out / "addition" / seed / "best_model.pth"
 
 def train_and_save(config, data, path):
-    """--mode train: one training, its log, curves and model in files, and what it got wrong."""
+    """--mode train: one training and its files."""
     model, log = train(config, data)
     _, right = evaluate(model, data["test"])
     log["test_accuracy"] = right
@@ -698,7 +693,7 @@ def train_and_save(config, data, path):
     common.save_training(path, model, log, math.log(10), title)
 
 def load(path, typed={}):
-    """Return the model in a file that --mode train has written."""
+    """The model in a file of --mode train."""
     return common.load_model(path, Adder, Config, typed)
 
 def look_inside(model, data, folder):
@@ -722,7 +717,7 @@ def look_inside(model, data, folder):
         common.write(path, draw_heads(model, a, b).savefig)
 
 def ask(args, typed):
-    """Answer problems, or with --mode analyze draw all heads on them."""
+    """Answer problems; --mode analyze draws all heads on them."""
     path = args.model or path_of(Config(**typed), args.out_dir)
     if not path.exists() and not args.model:
         path = path_of(Config(**typed), Path("out/reference"))

@@ -35,7 +35,7 @@ def write(path, save):
 def save_json(path, *things):
     """Write JSON, a line for each thing."""
     text = "".join(json.dumps(thing) + "\n" for thing in things)
-    write(path, lambda temporary: temporary.write_bytes(text.encode()))
+    write(path, lambda temporary: temporary.write_text(text))
 
 def load_json(path):
     """What a JSON file holds; of JSON Lines (.jsonl) a list."""
@@ -198,10 +198,9 @@ def run(main, parser, Config):
         parser.error("questions go with --mode infer, which needs one, or with analyze")
     prepare()
     try:
-        main(args, typed)
-        for _ in range(args.model_seeds - 1):
-            typed["model_seed"] = typed.get("model_seed", 1) + 1
+        for _ in range(args.model_seeds):
             main(args, typed)
+            typed["model_seed"] = typed.get("model_seed", 1) + 1
     except KeyboardInterrupt:
         print("interrupted; all files are whole: type the same again", file=sys.stderr)
         if sys.version_info < (3, 11):  # which would wait for workers for ever

@@ -8,7 +8,7 @@ extrapolate". We compare four encodings and none, and look for what stops them.
   python positional_sorting.py "3 15 27 41 55 61 88 70"   ask, two seconds
   python positional_sorting.py                            train, test, explain: minutes
   python positional_sorting.py --mode extrapolate --pe learned   test it on long lists
-  python positional_sorting.py --mode analyze "3 15 27 22"   draw attention on a list
+  python positional_sorting.py --mode analyze "3 15 27 22"   draw all heads
 
 From Python, no file is read or written:
 
@@ -69,9 +69,8 @@ class Config:
 # A list is sorted if no number is smaller than the one before it. A model trained on
 # shuffled lists alone can miss a single swap, so there are five kinds of unsorted
 # lists. Lists come in pairs, a sorted and an unsorted one of the same numbers: a model
-# that does not see their order is right on exactly one of the two. Among 256 sorted
-# numbers from 0 to 99 nearly all neighbours are equal or one apart, so half of all
-# lists are from a narrow range.
+# that does not see their order is right on exactly one of the two. In long lists
+# neighbours are close, so half of all lists are from a narrow range.
 
 N_NUMBERS, PAD = 100, 100  # tokens 0 to 99 are numbers, 100 fills up short lists
 UNSORTED = ["adjacent_swap", "random_swap", "swaps", "shuffled", "reversed"]
@@ -82,7 +81,7 @@ def draw_sorted(rng, length):
     """Draw `length` numbers, not all equal, and sort them."""
     while True:
         width = N_NUMBERS
-        if rng.random() < 0.5:  # a narrow range; widths 2 to 3 are as likely as 20 to 39
+        if rng.random() < 0.5:  # a narrow range
             width = int(2 * 50 ** rng.random())
         low = int((N_NUMBERS + 1 - width) * rng.random())
         numbers = sorted(low + int(width * rng.random()) for _ in range(length))
@@ -90,7 +89,7 @@ def draw_sorted(rng, length):
             return numbers
 
 def unsort(rng, numbers, kind):
-    """Return sorted numbers in an unsorted order of one of five kinds."""
+    """Put sorted numbers into an unsorted order of this kind."""
     x = list(numbers)
     length = len(x)
     while x == numbers:  # again if only equal numbers have changed places
@@ -122,14 +121,15 @@ def draw_records(rng, n, lengths, seen):
         numbers = draw_sorted(rng, lengths[int(len(lengths) * rng.random())])
         if tuple(numbers) not in seen:  # no two pairs have the same numbers
             seen.add(tuple(numbers))
-            for x, name in ((numbers, "sorted"), (unsort(rng, numbers, kind), kind)):
+            other = unsort(rng, numbers, kind)
+            for x, name in ((numbers, "sorted"), (other, kind)):
                 records.append({"sequence": x, "is_sorted": int(name == "sorted"),
                                 "length": len(x), "kind": name})
     return records
 
 def make_records(config):
     """Draw the lines of all files: {"train": records, "extrapolation/32": records, ...}."""
-    # Half of the training lists have 16 numbers, since no others have a position 15.
+    # Half of the training lists have 16 numbers: only those have a position 15.
     sets = [("test", config.n_test, LENGTHS, 0), ("val", config.n_val, LENGTHS, 1),
             ("train", config.n_train, LENGTHS[:-1] + 8 * LENGTHS[-1:], 2)]
     for length in LONG:
@@ -141,18 +141,18 @@ def make_records(config):
     return files
 
 def to_data(records):
-    """Return data: the lists (N, T), with PAD after the end of short ones, and their kinds."""
+    """Return data: the lists (N, T) and their kinds (N,)."""
     kinds = [record["kind"] for record in records]
     if "sorted" not in kinds or set(kinds) == {"sorted"}:
         raise UserError("expected at least one sorted and one unsorted list in each file")
     return pad([record["sequence"] for record in records]), np.array(kinds)
 
 def make_data(config):
-    """Draw all data: {"train": (lists (N, T), kinds (N,)), "extrapolation/32": ..., ...}."""
+    """Draw all data: {"train": (lists, kinds), "extrapolation/32": ..., ...}."""
     return {name: to_data(records) for name, records in make_records(config).items()}
 
 def check_numbers(x, config):
-    """UserError unless x is a list that a model can read."""
+    """UserError unless the model can read list x."""
     in_range = all(type(number) is int and 0 <= number < N_NUMBERS for number in x)
     if not in_range or not 2 <= len(x) <= config.max_len:
         raise UserError(f"expected 2 to {config.max_len} numbers from 0 to 99, found {x}")
@@ -181,8 +181,7 @@ def load_data(folder, names, config):
 # shows the order even without positional encoding (NoPE; Kazemnejad et al. 2023).
 #
 # An encoding changes the embedded numbers, the queries and keys, or the scores q k^T.
-# It is absolute if the answer changes when all positions grow by the same amount
-# (sinusoidal, learned), else relative. Your own is a subclass and a name in ENCODINGS.
+# Your own is a subclass, and a name in ENCODINGS.
 
 class Encoding(nn.Module):
     """No positional encoding. Each of the others overrides one of three methods."""
@@ -259,7 +258,7 @@ class Alibi(Encoding):
     """ALiBi (Press et al. 2022): a head of slope m adds -m |i - j| to the scores.
 
     As in the paper, slopes fall by 2^(-8 / n_head) from head to head, but they start at
-    4, not 1/4: a key one step further has e^-m = 0.02, 0.37, 0.78 or 0.94 of the weight.
+    4, not 1/4: a key one step further has e^-m of the weight.
     """
     def bias(self, scores, position):
         n_head = self.config.n_head
@@ -272,8 +271,7 @@ ENCODINGS = {"none": Encoding, "sinusoidal": Sinusoidal, "learned": Learned, "ro
 
 # ---- 3. Attention and the model ------------------------------------------------------
 # The attention of attention_addition.py (section 2), with three lines for the encoding.
-# With max pooling one hidden state can say "unsorted", however long the list is, but so
-# can one false alarm. A mean would dilute one misplaced number among 256.
+# With max pooling one hidden state can say "unsorted", however long the list is.
 
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(d_head)) v in each head (Vaswani et al. 2017)."""
@@ -284,15 +282,15 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        self.query.weight.data *= 2  # q and k then have a variance of about 1 at first
+        self.query.weight.data *= 2  # as in the adder
         self.key.weight.data *= 2
 
     def forward(self, x, mask, encoding, position):
         """x (B, T, C) -> (B, T, C); mask (B, 1, T, T): True where x may attend."""
         cut = (self.n_head, -1)                                      # C channels into heads
         q = self.query(x).unflatten(-1, cut).transpose(1, 2)         # (B, n_head, T, d_head)
-        k = self.key(x).unflatten(-1, cut).transpose(1, 2)           # (B, n_head, T, d_head)
-        v = self.value(x).unflatten(-1, cut).transpose(1, 2)         # (B, n_head, T, d_head)
+        k = self.key(x).unflatten(-1, cut).transpose(1, 2)
+        v = self.value(x).unflatten(-1, cut).transpose(1, 2)
         q = encoding.rotate(q, position)                             # <- the encoding, 1
         k = encoding.rotate(k, position)                             # <- 2
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])    # (B, n_head, T, T)
@@ -344,9 +342,9 @@ class SortednessEncoder(nn.Module):
 
 # ---- 4. Scoring ----------------------------------------------------------------------
 # A model that calls everything unsorted is right on all unsorted lists. So recall, the
-# fraction of lists answered right, is measured for each kind. The balanced accuracy is
-# the mean of the recall of sorted lists and the mean recall of the unsorted kinds. A
-# constant answer gets 50%, and so does a model that does not see the order.
+# fraction answered right, is measured for each kind. The balanced accuracy is the mean
+# of that of sorted lists and the mean of those of unsorted kinds. A constant answer
+# gets 50%, and so does a model that does not see the order.
 
 @torch.inference_mode()
 def predict(model, lists, start=0, encoding=None):
@@ -368,7 +366,7 @@ def evaluate(model, data, start=0, encoding=None):
     return {"loss": loss, "accuracy": (recall["sorted"] + unsorted) / 2, "recall": recall}
 
 def solve(model, lists):
-    """The probability that each list is sorted, as the model has it."""
+    """The probability that each list is sorted."""
     lists = [np.asarray(x).tolist() for x in lists]  # arrays and tensors will do too
     for x in lists:
         check_numbers(x, model.config)
@@ -376,9 +374,9 @@ def solve(model, lists):
 
 # ---- 5. Training ---------------------------------------------------------------------
 # Training lists start at position 0, or with --random-start at a random one (Kiyono et
-# al. 2021, SHAPE). A list stays sorted, or unsorted, if the same amount is added to all
-# of its numbers. So we add a random amount at each use (data augmentation).
-LAST_START = 105  # with --random-start: no list goes beyond position 120
+# al. 2021, SHAPE). The same amount added to all numbers keeps their order, so we add a
+# random amount to a list at each use (data augmentation).
+LAST_START = 105  # with --random-start: so positions to 120
 
 def add_constant(lists, generator):
     """Add a random amount to each list (B, T); its numbers stay from 0 to 99."""
@@ -403,7 +401,7 @@ def train(config, data):
     torch.manual_seed(config.model_seed)
     model = SortednessEncoder(config)
     optimizer = common.adamw(model, config, beta2=0.98)
-    # Two generators, so that the batches do not depend on what else is drawn.
+    # Two generators: the batches do not depend on what else is drawn.
     shuffle = torch.Generator().manual_seed(config.model_seed)
     generator = torch.Generator().manual_seed(config.model_seed)
     n_batches = max(1, len(lists) // config.batch_size)  # the rest of an epoch is left out
@@ -411,7 +409,7 @@ def train(config, data):
     history, losses = [], []
     best = None
     for step in range(1, config.steps + 1):
-        # the next batch: every list with a new constant, and at its position
+        # the next batch, with new constants
         i = (step - 1) % n_batches
         if i == 0:
             order = torch.randperm(len(lists), generator=shuffle)
@@ -433,7 +431,7 @@ def train(config, data):
         optimizer.step()
         losses.append(loss.item())
 
-        # ten times, and at the end: validate, and keep the best weights
+        # about ten times: validate, and keep the best weights
         if step % every == 0 or step == config.steps:
             scores = evaluate(model, data["val"])
             val_loss, val_accuracy = scores["loss"], scores["accuracy"]
@@ -450,15 +448,15 @@ def train(config, data):
     return model.eval(), {"history": history, "losses": losses}
 
 def name_of(config):
-    """The name of a setting, such as alibi-causal or sinusoidal-random-start."""
+    """The name of a setting, such as alibi-causal."""
     causal = "-causal" if config.causal else ""
     start = "-random-start" if config.random_start else ""
     return config.pe + causal + start
 
 # ==== Part II, the lab ================================================================
 # ---- 6. Long lists -------------------------------------------------------------------
-# Every encoding is trained without and with a causal mask. Accuracy on 8 to 16 numbers
-# shows who learned the task, accuracy on more numbers who extrapolates.
+# Accuracy on 8 to 16 numbers shows who learned the task, on more numbers who
+# extrapolates.
 #
 # Result (tests.tables: lengths): balanced accuracy in percent, ranges of 5 model seeds
 #     encoding    no mask, 8-16  32     256    causal mask, 8-16  32     256
@@ -470,7 +468,7 @@ def name_of(config):
 #
 # ALiBi without a mask cannot be right on all: by |i - j| and pooling a list and its
 # mirror image get the same answer. It is right on 4 to 10% of reversed lists and on 71
-# to 76% of adjacent swaps (why, we did not test). With a mask and the paper's slopes
+# to 76% of adjacent swaps (why is not tested). With a mask and the paper's slopes
 # (--slope 0.25; ours were chosen on this task) it is right on 97 to 99% at 256.
 def extrapolate(models, data, out):
     """--mode extrapolate: test models {setting: model} on {length: data}."""
@@ -503,22 +501,21 @@ def draw_lengths(results):
     return fig
 
 # ---- 7. Why --------------------------------------------------------------------------
-# 7a. A learned table has nothing to extrapolate with: training turns its rows 0 to 15
-# only, all others keep their random directions.
+# 7a. A learned table has nothing to extrapolate with: training turns rows 0 to 15 only.
 def draw_table(model):
     """Draw how far training turned each row of the table."""
-    torch.manual_seed(model.config.model_seed)  # as in train(), so the same rows are drawn again
+    torch.manual_seed(model.config.model_seed)  # as in train(): draws the same rows
     initial = SortednessEncoder(model.config).encoding.table
-    cosine = F.cosine_similarity(model.encoding.table, initial, dim=1).detach()[:48]
+    cosine = F.cosine_similarity(model.encoding.table, initial, dim=1)[:48]
     fig, ax = common.subplots()
-    ax.plot(cosine.clamp(max=1).acos().rad2deg(), "o")
+    ax.plot(cosine.detach().clamp(max=1).acos().rad2deg(), "o")
     ax.axvline(LENGTHS[-1] - 0.5, color="black")
     ax.set(title=f"Training turns rows 0 to 15 only (model seed {model.config.model_seed})",
            xlabel="position (line: end of training)", ylabel="angle to initial row (degrees)")
     return fig
 
 def changed(encoding, **methods):
-    """An experiment is an encoding too: a copy with another embed or bias, the same weights."""
+    """An experiment: a copy of an encoding, with another embed or bias."""
     other = copy.copy(encoding)
     vars(other).update(methods)
     return other
@@ -531,16 +528,16 @@ def changed(encoding, **methods):
 # Up to position 120 the four fast waves, of periods 6 to 35, make three turns or more.
 # Of the twelve slow ones ten make less than one turn: beyond training they have values
 # that never occurred. Hypothesis: only slow waves fail. (The other two make one to two.
-# In trials that of period 63 failed too, why we do not know, so we count both as slow.
-# The fresh models of 7c had no part in that.)
+# In trials that of period 63 failed too, why we do not know, so both count as slow. The
+# fresh models of 7c had no part in that.)
 #
 # In one list slow waves can start at one position (rows of analysis/waves.png) and fast
 # ones at another (columns). If only slow waves fail, the last three rows fail; if only
 # fast ones, the last three columns; if unseen pairs, all cells off the diagonal.
 #
-# Result, five model seeds: 90 to 100% right if slow waves start at 0, 50 or 100, and 41
-# to 94% from 200, 1,000 or 5,000, wherever fast ones start. In each model the worst
-# cell within training is better than the best beyond, by 6 to 29 points.
+# Result, five model seeds: 90 to 100% right if slow waves start within training, 41 to
+# 94% beyond, wherever fast ones start. In each model the worst cell within training is
+# better than the best beyond, by 6 to 29 points.
 ONE_HEAD = {"n_head": 1, "steps": 6000}  # with --random-start
 STARTS = [0, 50, 100, 200, 1000, 5000]
 
@@ -562,7 +559,7 @@ def measure_waves(model, data):
     return grid
 
 def draw_waves(grid, config):
-    """Draw the accuracies of measure_waves() as a heatmap with numbers."""
+    """Draw what measure_waves() returns as a heatmap."""
     fig, ax = common.subplots()
     ax.imshow(grid, vmin=0.4, vmax=1.4, cmap="Blues", aspect="auto")
     for (i, j), value in np.ndenumerate(grid):
@@ -574,12 +571,12 @@ def draw_waves(grid, config):
            xlabel="fast waves from position", ylabel="slow waves from position\n(training: to 120)")
     return fig
 
-# 7c. A list of 256 without a mask: what is new, and what if it is taken away?
-# The models of 7b again, not trained further. A long list brings new positions, where
-# slow waves fail, and new distances: fast waves come round, so numbers far away can
-# look like the neighbour. Two experiments take one away each. Window: a number attends
-# only to those less than 16 places away. (This hides no evidence: every unsorted list
-# has two neighbours in the wrong order.) Kept: slow waves stay as at position 50.
+# 7c. What stops these models at 256 numbers?
+# A long list brings new positions, where slow waves fail, and new distances: fast waves
+# come round, so numbers far away can look like the neighbour. Two experiments take one
+# away each, without training. Window: a number attends only to those less than 16
+# places away. (This hides no evidence: every unsorted list has two neighbours in the
+# wrong order.) Kept: slow waves stay as at position 50.
 #
 # Result (tests.tables: long): percent right, 5 model seeds, 500 lists of each length
 #     encoding    experiment  8-16    16     32      64      128    256
@@ -590,9 +587,9 @@ def draw_waves(grid, config):
 #     learned     as it is    86-94   88-96  59-82   50-62   50     50
 #     learned     window      86-94   88-96  81-96   90-95   50-63  50
 #
-# Only both together are enough. Of ten fresh models (python -m tests.confirm sorter)
-# nine are then right on 100% at 256, one on 93%; as they are on 50%, with the window on
-# 51 to 97%, kept on 50%. Their grids (7b) separate by 6 to 36 points.
+# Only both together are enough. Of ten fresh models nine are then right on 100% at 256,
+# one on 93%; as they are on 50%, with the window on 51 to 97%, kept on 50%. Their grids
+# (7b) separate by 6 to 36 points.
 #
 # So why does a sinusoidal encoding extrapolate while a learned one fails, as is often
 # said? As it is, neither does. But fast waves work at any position tested, and slow
@@ -621,12 +618,12 @@ def measure(model, data, encodings):
 # 7d. And with a causal mask?
 # Here order comes from the mask, and nothing has to be kept. At 256 no encoding is
 # right on 74 to 98%, RoPE on 51 to 53%, with the window both on 100%. By fewer
-# distances, or by fewer keys? A key with a score s above n - 1 equal others has the
-# weight e^s / (e^s + n - 1), which falls as n grows (dilution). Log n makes up for that
-# and keeps all distances: scores times log n / log 16 (Chen et al. 2025). With it no
-# encoding is right on 99 to 100%, RoPE on 51 to 52%: the loss of the one is dilution.
+# distances, or by fewer keys? The weight of a key falls with the number n of keys
+# (dilution). Log n makes up for that and keeps all distances: scores times log n / log
+# 16 (Chen et al. 2025). With it no encoding is right on 99 to 100%, RoPE on 51 to 52%:
+# the loss of the one is dilution.
 def log_n(encoding):
-    """The encoding, but scores grow with log n if a query sees n keys (causal mask)."""
+    """The encoding, but scores grow with log n if a query sees n keys."""
     def bias(scores, position):
         n = torch.arange(1, scores.shape[-1] + 1)[:, None]               # (T, 1)
         return encoding.bias(scores * (n.log() / math.log(16)).clamp(min=1), position)
@@ -662,14 +659,14 @@ def inspect_swaps(model, data):
     return turned
 
 def draw_heads(model, numbers):
-    """Draw the attention weights of the heads on one list."""
+    """Draw the attention weights on one list."""
     model(torch.tensor([numbers]))
     weights = model.blocks[0].attention.weights[0].numpy()           # (n_head, T, T)
-    fig, axes = common.subplots(1, len(weights), 2.8, squeeze=False)
+    fig, axes = common.subplots(1, len(weights), 2.6, squeeze=False)
     fig.suptitle(f"{name_of(model.config)}, model seed {model.config.model_seed}: "
                  "attention weights (0 white to 1 blue)")
     for h, ax in enumerate(axes[0]):
-        ax.imshow(weights[h], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        ax.imshow(weights[h], vmin=0, vmax=1, cmap="Blues")
         ax.set_xticks(range(len(numbers)), numbers)
         ax.set_yticks(range(len(numbers)), numbers)
         ax.set(title=f"head {h}", xlabel="key", ylabel="query")
@@ -677,7 +674,7 @@ def draw_heads(model, numbers):
 
 # ---- 8. Command line -----------------------------------------------------------------
 def settings(typed):
-    """The configs that the flags ask for: of the setting that is typed, or of all."""
+    """The config of the setting that is typed, or those of all."""
     if "random_start" in typed:
         typed = {**ONE_HEAD, **typed}
     if typed.keys() & {"pe", "causal", "random_start"}:
@@ -693,7 +690,7 @@ def path_of(config, out):
     return out / "sorting" / seed / name_of(config) / "best_model.pth"
 
 def train_and_save(config, data, path):
-    """--mode train: one training, its log, curves and model in files."""
+    """--mode train: one training and its files."""
     model, log = train(config, data)
     log["test"] = evaluate(model, data["test"])
     title = (f"{name_of(config)}, model seed {config.model_seed}: "
@@ -702,11 +699,11 @@ def train_and_save(config, data, path):
     common.save_training(path, model, log, math.log(2), title)
 
 def load(path, typed={}):
-    """Return the model in a file that --mode train has written."""
+    """The model in a file of --mode train."""
     return common.load_model(path, SortednessEncoder, Config, typed)
 
 def ask(args, typed):
-    """Answer lists, or with --mode analyze draw all heads on them."""
+    """Answer lists; --mode analyze draws all heads on them."""
     config, *others = settings(typed)
     if others:  # no setting is typed
         config = replace(config, pe="alibi", causal=True)
@@ -730,8 +727,10 @@ def analyze(models, data, out):
     data = {n: (lists[:500], kinds[:500]) for n, (lists, kinds) in data.items()}
     model = models["sinusoidal-random-start"]
     e = model.encoding
-    ways = {"as_it_is": e, "window": window(e), "kept": kept(e), "both": window(kept(e))}
-    found = {"waves": measure_waves(model, data["16"]), "sinusoidal": measure(model, data, ways)}
+    ways = {"as_it_is": e, "window": window(e),
+            "kept": kept(e), "both": window(kept(e))}
+    found = {"waves": measure_waves(model, data["16"]),
+             "sinusoidal": measure(model, data, ways)}
     common.write(out / "analysis/waves.png", draw_waves(found["waves"], model.config).savefig)
     model = models["learned-random-start"]
     ways = {"as_it_is": model.encoding, "window": window(model.encoding)}

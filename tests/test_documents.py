@@ -21,7 +21,7 @@ TEXTS = {name: (TOP / name).read_text() for name in tables.DOCUMENTS + tables.SC
 README = TEXTS["README.md"]
 BUDGETS = {  # code tokens, lines, words
     "attention_addition.py": (5500, 760, 5200), "positional_sorting.py": (5700, 780, 5200),
-    "common.py": (1600, 211, 1200), "tests/*.py": (13_000, 1600, 9000)}
+    "common.py": (1600, 210, 1200), "tests/*.py": (13_000, 1600, 9000)}
 SENTENCES = """\
 facts: in 39 of 40 fresh ones
 confirmed: 22 bring the carry into the tens by one such head, 15 by one of the encoder
@@ -37,8 +37,7 @@ bits: in the control at least 51% of the test problems
 facts: have 40 such heads, with 0 of
 mirror: It is right on 4-10% of reversed lists and on 71-76% of adjacent swaps
 facts: it is right on 97-99% at
-facts: 90-100% right if slow waves
-facts: and 41-94% from
+facts: 90-100% right if slow waves start within training, 41-94% beyond
 facts: by 6-29 points
 facts: nine are then right on 100% at
 fresh: as they are on 50%, with the window on 51-97%, kept on 50%
