@@ -200,26 +200,26 @@ def facts():
     apart = 0  # models in which cross-attention alone brings both, by at most two heads each
     for (heads, x), (others, y) in [who.values() for who in each(fresh, "who", "tens")]:
         apart += min(x, y) >= 0.9 and "enc" not in heads + others
-    said = [found for heads in each(fresh, "one_bit") for found in heads.values()]
+    said = list(filter(None, each(fresh, "one_bit")))  # of models with such heads
+    heads = [found for heads in said for found in heads.values()]
     ablated = models("addition", "head_analysis/ablation")
     idle = [len(heads) for heads in each(ablated, "idle")]
-    both = [max(each(rows.values(), "both")) for rows in each(brings(), "brought", "tens")]
+    brought = each(brings(), "brought", "tens")
+    both = [max(each(rows.values(), "both")) for rows in brought]
     found = models("sorting", "analysis/analysis")
     waves = np.array(each(found, "waves"))
     both_256 = each(lines_of("sorting/confirm.json"), "long", "both", "256")
     swaps = [each(found, f"swaps, {pe}", n) for pe in ("alibi", "none") for n in ("16", "256")]
     return ["fact", "value"], [
-        ["wrong", max(each(models("addition", "training_log"), "wrong"))],
         ["idle", f"{min(idle)}-{max(idle)}"],
-        ["wrong without idle", max(each(ablated, "wrong_without_idle"))],
+        ["wrong", max(each(models("addition", "training_log"), "wrong")),
+         max(each(ablated, "wrong_without_idle"))],
         ["both by one head, at most", percent(max(both))],
         ["fresh, right", each(fresh, "wrong").count(0)],
         ["fresh, apart", apart],
-        ["fresh, heads", len(said)],
-        ["fresh, wrong", max(each(said, "wrong"))],
-        ["slow waves within", spread(waves[:, :3].ravel())],
-        ["slow waves beyond", spread(waves[:, 3:].ravel())],
-        ["gap", gaps(waves)],
+        ["fresh, bits", f"{len(said)} of {len(fresh)}", max(each(heads, "wrong"))],
+        ["column by cross.L0.H0", percent(brought[0]["cross.L0.H0"]["column"])],
+        ["slow waves", spread(waves[:, :3].ravel()), spread(waves[:, 3:].ravel()), gaps(waves)],
         ["fresh sorters, both", *map(percent, both_256)],
         ["slopes of the paper", *accuracies("alibi-causal", ["256"], "paper_slopes/sorting")],
         ["swaps", *merged(sum(swaps, [])).values()]]
