@@ -109,9 +109,10 @@ class Commands(unittest.TestCase):
             good(script, f"{ask} --d-ff 8")
             self.wrong(script, f"{ask} --d-ff 64", "has d_ff 8, not 64; type that, or train")
             self.wrong(script, f"{ask} --model-seed 2", "seed2.* is not there")
-        good(sort, "--mode extrapolate --pe alibi --causal")  # takes the one on disk
+        good(sort, "--mode extrapolate --pe alibi --causal")
         good(sort, f"--mode extrapolate {TINY[sort]} --pe rope")  # trains this one
         assert len(list(Path("out").rglob("*.pth"))) == 3
+        good(sort, "--mode extrapolate")  # takes both
 
     def test_own_data(self):
         """They are used, in either form and without kinds, and never written."""
@@ -185,7 +186,7 @@ class Commands(unittest.TestCase):
 
     def test_wrong_words(self):
         both = {"--mode dance": "invalid choice: 'dance'", "--step 10": "unrecognized",
-                "--steps 0": "1 or more", "--lr inf": "0 or more", "--warmup -1": "1 or more",
+                "--steps 0": "1 or more", "--lr inf": "0 or more",
                 "--n-head 3": "multiple of twice --n-head", "--mode infer": "questions go with",
                 "--mode train 34+15": "questions go with", "'5 6;7'": "expected",
                 "--mode train --lr 1e30 {}": "type a smaller --lr"}
