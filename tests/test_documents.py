@@ -39,7 +39,7 @@ facts: 38 of the 40 fresh models have such heads, with 0 wrong
 mirror: right on 4-10% of reversed ones and on 71-76% of adjacent swaps
 facts: it is right on 97-99% at
 facts: 90-100% right if slow waves start within training, 41-94% beyond
-facts: by 6-29 points
+facts: than the best beyond, by 6-29 points
 facts: nine are then right on 100%, one on 93%
 fresh: as they are on 50%, with the window on 51-97%, kept on 50%
 fresh: separate by 6-36 points
