@@ -309,6 +309,7 @@ class Adder(nn.Module):
 # model reads its own digits, in teacher forcing the correct ones. Up to the first
 # mistake these are the same, so one teacher-forced pass tells whether an answer is
 # right, unless a mask leaks.
+
 @torch.inference_mode()
 def greedy_decode(model, source):
     """Answer the problems (B, 2n+1), always with the most likely next digit: (B, n+1)."""
