@@ -102,9 +102,8 @@ def load_model(path, Model, Config, typed):
 
 def adamw(model, config, beta2):
     """AdamW (Loshchilov & Hutter 2019); weight decay is for matrices, not for biases and norms."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2]},
+              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, config.lr, (0.9, beta2), weight_decay=config.weight_decay,
                              fused=torch.__version__ >= "2.4")  # earlier, only on GPUs
 
@@ -198,7 +197,7 @@ def run(main, parser, Config):
         parser.error("questions go with --mode infer, which needs one, or with analyze")
     prepare()
     try:
-        for _ in range(args.model_seeds):
+        for _ in range(max(1, args.model_seeds)):
             main(args, typed)
             typed["model_seed"] = typed.get("model_seed", 1) + 1
     except KeyboardInterrupt:

@@ -194,7 +194,8 @@ class Commands(unittest.TestCase):
                         "--num-digits 1": "type --num-digits 2 to 6",
                         "34": "as in 347.159", "1+2": "from 10 to 99", "34+150": "from 10 to 99"},
                   sort: {"--pe sinus": "type one of none, sinus", "'3'": "2 to 512 numbers",
-                         "'3 100'": "from 0 to 99", "'3 -1'": "from 0 to 99"}}
+                         "'3 100'": "from 0 to 99", "--max-len 100": "256 or more",
+                         "--mode analyze --pe rope": "needs all settings"}}
         for script, more in of_one.items():
             for line, sentence in {**both, **more}.items():
                 self.wrong(script, line.replace("{}", TINY[script]), sentence)

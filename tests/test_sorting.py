@@ -186,6 +186,7 @@ class Sorting(unittest.TestCase):
             scores = {"accuracy": len(results)}
             results[sort.name_of(config)] = {str(n): scores for n in sort.LONG}
         for ax, end in zip(sort.draw_lengths(results).axes, ("", "-causal")):
+            assert len(ax.lines) == 6  # with that of chance
             for line in ax.lines[:5]:
                 scores = results[line.get_label() + end]["16"]
                 assert line.get_ydata()[0] == 100 * scores["accuracy"]
@@ -193,6 +194,8 @@ class Sorting(unittest.TestCase):
     def test_grid(self):
         """Numbers are at their rows and columns."""
         grid = np.random.rand(6, 6)
-        for text in sort.draw_waves(grid, SMALL).axes[0].texts:
+        texts = sort.draw_waves(grid, SMALL).axes[0].texts
+        assert len(texts) == 36
+        for text in texts:
             j, i = text.get_position()
             assert text.get_text() == f"{100 * grid[i, j]:.0f}"
