@@ -30,9 +30,10 @@ facts/wrong: 0 are wrong in each
 ablation/its mean: So for 91% cross.L0.
 facts/idle: 5-7 of the
 facts/wrong: again with 0 wrong
+tens/1, control: in the control 9%
 facts/both: no head brings both in more than 41%
 facts/fresh, apart: 18 are like the four
-confirmed/tens, column: are like the four, and 22 like
+confirmed/tens, column: are like the four, 22 like
 bits/1: with this bit 0 of all
 bits/2: with this bit 0 of all
 bits/3: with this bit 0 of all
@@ -42,7 +43,7 @@ facts/fresh, bits: 38 of the 40 fresh models have such heads, with 0 wrong
 mirror/: right on 4-10% of reversed ones and on 71-76% of adjacent swaps
 facts/slopes: it is right on 97-99% at
 facts/slow waves: 90-100% right if slow waves start within training, 41-94% beyond
-facts/slow waves: In each model the rows differ, by 6-29 points
+facts/slow waves: the worst within beats the best beyond, by 6-29 points
 facts/fresh sorters: nine are then right on 100%, one on 93%
 fresh/10: as they are on 50%, with the window on 51-97%, kept on 50%
 fresh/10: separate by 6-36 points
