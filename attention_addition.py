@@ -627,8 +627,8 @@ def draw_interchange(table, title):
 #
 # Result: with this bit 0 of all 810,000 problems are wrong in model seeds 1 to 4 (5 has
 # no such head), in the control at least 51% of the test problems. 38 of the 40 fresh
-# models have such heads, with 0 wrong of every 23rd problem. So for the carry into tens
-# and hundreds the model needs one bit from them. How they find it is not shown.
+# models have such heads, with 0 wrong of every 23rd problem. So for the carry into a
+# column one bit from them is enough. How they find it is not shown.
 def one_bit(model, val, head, columns, problems, roll=0):
     """How many problems are wrong if a head says one bit about these columns; roll=1: control."""
     _, _, outputs = run(model, val)
@@ -665,7 +665,7 @@ def measure_bits(model, data, who, problems):
 
 # 6e. So how does it add?
 # On 367+159 = 0526, model seed 1: in the encoder enc.L0.H2 lets each digit read the
-# other one of its column. Then the decoder reads (by its weights, 6a):
+# other one of its column. Then, by attention weights (6a), the decoder reads:
 #     digit         H0, H1 read              H2 reads           left to the network
 #     thousands 0   1 of 159, so 3+1         not needed         no carry out: 0
 #     hundreds 5    1 of 159, so 3+1         6, so 6+5 carries  4 and a carry: 5

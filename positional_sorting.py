@@ -37,7 +37,7 @@ from common import UserError
 class Config:
     """All that decides what a model becomes. Each is a flag: --pe rope --causal."""
     pe: str = "alibi"           # the positional encoding, a name in ENCODINGS
-    causal: bool = False        # a mask: a number sees earlier numbers only
+    causal: bool = False        # a causal mask: a number sees earlier numbers only
     random_start: bool = False  # training lists start at 0 to 105 (section 7b)
     slope: float = 4.0          # of the first head of alibi (section 2)
     max_len: int = 512          # rows of the learned table
@@ -587,9 +587,8 @@ def draw_waves(grid, config):
 # with the window on 51 to 97%, kept on 50%. Their grids separate by 6 to 36 points.
 #
 # So why does a sinusoidal encoding extrapolate while a learned one fails? At 128 and
-# 256 neither does. But fast waves work at any position tested, and slow ones can be
-# kept. A table has only untrained rows beyond 120: with the window it is right on 90 to
-# 95% at 64, on 50% at 256.
+# 256 neither does. But fast waves work at any position tested; slow ones can be kept.
+# Beyond 120 a table has only untrained rows (window: 90 to 95% at 64, 50% at 256).
 def window(encoding):
     """The encoding, but a number attends only to those less than 16 places away."""
     def bias(scores, position):
@@ -600,6 +599,11 @@ def window(encoding):
 def kept(encoding):
     """The encoding, but all slow waves have the values of position 50."""
     return slow_waves_at(encoding, torch.tensor(50))
+
+def experiments(encoding):
+    """{experiment: encoding}, each alone and both."""
+    return {"as_it_is": encoding, "window": window(encoding),
+            "kept": kept(encoding), "both": window(kept(encoding))}
 
 def measure(model, data, encodings):
     """{experiment: {length: accuracy}} of {experiment: encoding} on {length: data}."""
@@ -723,11 +727,8 @@ def analyze(models, data, out):
     """--mode analyze: the experiments of section 7, on 500 lists of each length."""
     data = {n: (lists[:500], kinds[:500]) for n, (lists, kinds) in data.items()}
     model = models["sinusoidal-random-start"]
-    e = model.encoding
-    ways = {"as_it_is": e, "window": window(e),
-            "kept": kept(e), "both": window(kept(e))}
     found = {"waves": measure_waves(model, data["16"]),
-             "sinusoidal": measure(model, data, ways)}
+             "sinusoidal": measure(model, data, experiments(model.encoding))}
     common.write(out / "analysis/waves.png", draw_waves(found["waves"], model.config).savefig)
     model = models["learned-random-start"]
     ways = {"as_it_is": model.encoding, "window": window(model.encoding)}

@@ -38,10 +38,7 @@ def confirm_sorter(seeds, path):
     model, _ = sort.train(config, data)
     lists = {str(n): data[f"extrapolation/{n}"] for n in sort.LONG}
     grid = sort.measure_waves(model, lists["16"])
-    e = model.encoding
-    ways = {"as_it_is": e, "window": sort.window(e), "kept": sort.kept(e),
-            "both": sort.window(sort.kept(e))}
-    long = sort.measure(model, lists, ways)
+    long = sort.measure(model, lists, sort.experiments(model.encoding))
     common.save_json(path, {"seeds": seeds, "grid": grid, "long": long})
 
 TASKS = {  # folder, function, pairs of data seed and model seed

@@ -47,7 +47,7 @@ facts/slow waves: the worst within beats the best beyond, by 6-29 points
 facts/fresh sorters: nine are then right on 100%, one on 93%
 fresh/10: as they are on 50%, with the window on 51-97%, kept on 50%
 fresh/10: separate by 6-36 points
-long/learned window: it is right on 90-95% at
+long/learned window: untrained rows (window: 90-95% at
 causal/none as it is: models without encoding are right on 74-98%
 causal/rope as it is: RoPE on 51-53%
 causal/none window: with the window both on 100%
