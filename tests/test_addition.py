@@ -180,6 +180,8 @@ class Addition(unittest.TestCase):
                     output[tokens] = says[bool(a % 10 + b % 10 > 9)][tokens]
                 wrong = 400 * (1 - add.accuracy(MODEL, TEST, {head: own}))
                 assert add.one_bit(MODEL, VAL, head, [1], TEST, roll) == round(wrong)
+        found = add.measure_bits(MODEL, DATA, {"tens": {"carry": [head, 1]}}, TEST)
+        assert found[head]["control"] == round(wrong)
 
     def test_draw_heads(self):
         names = {"enc": "12+9512+95", "dec": "107start10", "cro": "10712+95"}
